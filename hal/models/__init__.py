@@ -1,0 +1,1 @@
+"""Models written against hal's contracts."""

@@ -1,0 +1,121 @@
+"""The plain-torch pieces of DeepSeek-V4: linear maps, RMS norms and manifold-constrained hyper-connections (mHC).
+
+Formulas follow the official inference code (`inference/model.py`) and the DeepSeek-V4 technical report, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hal.formats import PackedWeight
+
+Operator = Callable[..., Any]
+"""A bound contract: tensors in the order of its signature; attributes are already applied."""
+
+Operators = Mapping[str, Operator]
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the dtype of sums and softmaxes: float32, or float64 where the model runs in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def frozen(weight: Tensor) -> nn.Parameter:
+    """A parameter that asks for no gradient until `requires_grad_` says so."""
+    return nn.Parameter(weight, requires_grad=False)
+
+
+class Linear(nn.Module):
+    """`y = x Wᵀ`, through a `quant.matmul` operator where the weight is packed."""
+
+    def __init__(self, weight: Tensor | PackedWeight, operator: Operator | None = None) -> None:
+        super().__init__()
+        self.weight = frozen(weight) if isinstance(weight, Tensor) else weight
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.weight, Tensor):
+            return F.linear(x, self.weight)
+        assert self.operator is not None
+        y: Tensor = self.operator(x, self.weight)
+        return y
+
+
+class Norm(nn.Module):
+    """RMS norm: computed in float32 with a float32 weight, rounded once to the input's dtype."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = frozen(weight)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = wide(x)
+        return (self.weight * full * torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class HyperConnection(nn.Module):
+    """mHC around one sub-layer: collapse the streams before it, expand and mix them after it.
+
+    `fn [(2+n)n, n*hidden]`, `base [(2+n)n]`, `scale [3]`, all float32; `n` streams.
+    """
+
+    def __init__(self, fn: Tensor, base: Tensor, scale: Tensor, *, norm_eps: float, eps: float, iterations: int) -> None:
+        super().__init__()
+        self.fn, self.base, self.scale = frozen(fn), frozen(base), frozen(scale)
+        self.norm_eps, self.eps, self.iterations = norm_eps, eps, iterations
+
+    def collapse(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`streams [tokens, n, hidden]` -> sub-layer input `[tokens, hidden]`, expansion `post [tokens, n]`, mixing `[tokens, n, n]`."""
+        count = streams.shape[-2]
+        full, mixes = _mixes(streams, self.fn, self.norm_eps)
+        pre, post, comb = mixes.split([count, count, count * count], dim=-1)
+        pre_base, post_base, comb_base = self.base.split([count, count, count * count])
+        pre = torch.sigmoid(pre * self.scale[0] + pre_base) + self.eps
+        post = 2 * torch.sigmoid(post * self.scale[1] + post_base)
+        comb = (comb * self.scale[2] + comb_base).unflatten(-1, (count, count))
+        return _weighted(pre, full).to(streams.dtype), post, self._sinkhorn(comb)
+
+    def expand(self, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+        """Sub-layer output `y [tokens, hidden]` back onto the streams: `post_k y + sum_j comb[j, k] stream_j`."""
+        mixed = comb.transpose(-1, -2) @ wide(streams)
+        return (post.unsqueeze(-1) * wide(y).unsqueeze(-2) + mixed).to(streams.dtype)
+
+    def _sinkhorn(self, comb: Tensor) -> Tensor:
+        """Sinkhorn-Knopp: rows first, ends on the columns; approximately doubly stochastic."""
+        comb = comb.softmax(dim=-1) + self.eps
+        comb = comb / (comb.sum(dim=-2, keepdim=True) + self.eps)
+        for _ in range(self.iterations - 1):
+            comb = comb / (comb.sum(dim=-1, keepdim=True) + self.eps)
+            comb = comb / (comb.sum(dim=-2, keepdim=True) + self.eps)
+        return comb
+
+
+class HyperHead(nn.Module):
+    """The last collapse of the streams, before the final norm: `fn [n, n*hidden]`, `base [n]`, `scale [1]`, float32."""
+
+    def __init__(self, fn: Tensor, base: Tensor, scale: Tensor, *, norm_eps: float, eps: float) -> None:
+        super().__init__()
+        self.fn, self.base, self.scale = frozen(fn), frozen(base), frozen(scale)
+        self.norm_eps, self.eps = norm_eps, eps
+
+    def forward(self, streams: Tensor) -> Tensor:
+        full, mixes = _mixes(streams, self.fn, self.norm_eps)
+        pre = torch.sigmoid(mixes * self.scale + self.base) + self.eps
+        return _weighted(pre, full).to(streams.dtype)
+
+
+def _mixes(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The streams in float32 and their projection by `fn`; the weightless RMS norm scales after the product."""
+    full = wide(streams)
+    flat = full.flatten(-2)
+    return full, F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+
+
+def _weighted(weights: Tensor, streams: Tensor) -> Tensor:
+    return (weights.unsqueeze(-1) * streams).sum(dim=-2)
