@@ -10,9 +10,12 @@ import pytest
 import torch
 import transformers
 from hypothesis import strategies as st
+from transformers import logging
 
 from hal.models.deepseek_v4 import DeepseekV4, DeepseekV4Config
 from hal.models.deepseek_v4.names import official_name
+
+logging.set_verbosity_error()  # warns about every drawn YaRN factor
 
 _LAYER_TYPES = {"swa": "sliding_attention", "csa": "compressed_sparse_attention", "hca": "heavily_compressed_attention"}
 
@@ -46,7 +49,7 @@ def tiny(**changes: Any) -> DeepseekV4Config:
 
 @st.composite
 def configurations(draw: st.DrawFn) -> DeepseekV4Config:
-    """Random small models that have every layer kind in some order. 16 or more index heads keep index scores from tying."""
+    """Random small models with every layer kind in some order; 16 or more index heads keep scores from tying."""
     hca = draw(st.sampled_from((8, 16, 128)))
     extra = draw(st.lists(st.sampled_from((0, 4, hca)), max_size=2))
     ratios = draw(st.permutations([0, 4, hca, *extra]))
@@ -84,7 +87,7 @@ def configurations(draw: st.DrawFn) -> DeepseekV4Config:
 
 
 def random_tensors(config: DeepseekV4Config, seed: int) -> dict[str, torch.Tensor]:
-    """Weights that make every term matter: activations of order one, sinks, biases and norms away from their defaults."""
+    """Weights that make every term matter: activations of order one; sinks, biases, norms off their defaults."""
     from hal.models.deepseek_v4.tensors import tensors
 
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +95,11 @@ def random_tensors(config: DeepseekV4Config, seed: int) -> dict[str, torch.Tenso
     for spec in tensors(config):
         name, noise = spec.name, torch.randn(spec.shape, generator=generator)
         if spec.kind == "ids":
-            value = torch.rand(spec.shape[0], config.n_routed_experts, generator=generator).topk(spec.shape[1]).indices.int()
+            value = (
+                torch.rand(spec.shape[0], config.n_routed_experts, generator=generator)
+                .topk(spec.shape[1])
+                .indices.int()
+            )
         elif name.endswith("norm.weight"):
             value = 1 + 0.2 * noise
         elif name.endswith("_scale"):
@@ -127,11 +134,32 @@ def to_transformers(config: DeepseekV4Config) -> transformers.DeepseekV4Config:
             "original_max_position_embeddings": config.rope_original_length,
             "attention_factor": 1.0,
         }
-    same = (
-        "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim q_lora_rank o_groups o_lora_rank index_n_heads "
-        "index_head_dim index_topk moe_intermediate_size n_routed_experts num_experts_per_tok sliding_window scoring_func "
-        "routed_scaling_factor swiglu_limit hc_mult hc_sinkhorn_iters hc_eps rms_norm_eps rope_theta compress_rope_theta"
-    ).split()
+    same = [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+        "q_lora_rank",
+        "o_groups",
+        "o_lora_rank",
+        "index_n_heads",
+        "index_head_dim",
+        "index_topk",
+        "moe_intermediate_size",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "sliding_window",
+        "scoring_func",
+        "routed_scaling_factor",
+        "swiglu_limit",
+        "hc_mult",
+        "hc_sinkhorn_iters",
+        "hc_eps",
+        "rms_norm_eps",
+        "rope_theta",
+        "compress_rope_theta",
+    ]
     hashed = config.num_hash_layers
     return transformers.DeepseekV4Config(
         **{name: getattr(config, name) for name in same},
@@ -142,10 +170,13 @@ def to_transformers(config: DeepseekV4Config) -> transformers.DeepseekV4Config:
         partial_rotary_factor=fraction,
         eos_token_id=None,
         attn_implementation="eager",
+        experts_implementation="eager",
     )
 
 
-def transformers_model(config: DeepseekV4Config, tensors: dict[str, torch.Tensor]) -> transformers.DeepseekV4ForCausalLM:
+def transformers_model(
+    config: DeepseekV4Config, tensors: dict[str, torch.Tensor]
+) -> transformers.DeepseekV4ForCausalLM:
     """transformers' DeepSeek-V4 with these weights; every one of its tensors must have been given."""
     model = transformers.DeepseekV4ForCausalLM(to_transformers(config)).eval()
     state = {}

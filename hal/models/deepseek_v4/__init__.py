@@ -1,7 +1,9 @@
 """DeepSeek-V4: configuration, checkpoints, model, generation.
 
-`from hal.models.deepseek_v4 import DeepseekV4` and `from hal.models.deepseek_v4.generate import generate` are the way in.
-`config`, `config_reader`, `tensors`, `names` and `calls` need no torch; the other modules are imported when a name of theirs is used.
+`from hal.models.deepseek_v4 import DeepseekV4` and `from hal.models.deepseek_v4.generate import generate` are the way
+in.
+`config`, `config_reader`, `tensors`, `names` and `calls` need no torch; the other modules are imported when a name of
+theirs is used.
 """
 
 from __future__ import annotations

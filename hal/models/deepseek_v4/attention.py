@@ -1,7 +1,7 @@
 """DeepSeek-V4's attention sub-layer: projections in torch, everything that touches a cache through bound operators.
 
-A block is sliding-window (`swa`), Compressed Sparse (`csa`: ratio 4, an indexer chooses entries) or Heavily Compressed (`hca`:
-every complete entry is seen). DeepSeek-V4 technical report, section 2.3; official `inference/model.py`.
+A block is sliding-window (`swa`), Compressed Sparse (`csa`: ratio 4, an indexer chooses entries) or Heavily Compressed
+(`hca`: every complete entry is seen). DeepSeek-V4 technical report, section 2.3; official `inference/model.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hal.rope import Rope, rotate
 
 
 def rope_of(config: DeepseekV4Config, layer: int) -> Rope:
-    """Frequencies of a block: plain for sliding-window and MTP blocks, YaRN on the larger base where entries are compressed."""
+    """Frequencies of a block: plain for sliding-window and MTP blocks, YaRN on a larger base for the others."""
     if config.ratio(layer) == 0:
         return Rope(config.qk_rope_head_dim, config.rope_theta)
     return Rope(
@@ -105,6 +105,6 @@ class Attention(nn.Module):
         chosen = None if self.indexer is None else self.indexer(x, latent, batch, caches)
         out, _ = self.attend(q, caches.window, caches.compressed, chosen, self.attn_sink, batch)
 
-        out = rotate(out, cos, sin, inverse=True).reshape(x.shape[0], self.groups, -1)
+        out = rotate(out, cos, sin, inverse=True).flatten(1).unflatten(1, (self.groups, -1))
         per_group = self.wo_a.weight.unflatten(0, (self.groups, -1))
         return self.wo_b(torch.einsum("tgi,goi->tgo", out, per_group).flatten(1))

@@ -1,8 +1,9 @@
 """Everything a running request has on the device: paged windows, compressed entries and index rows, compressor tails.
 
-Blocks of rows are handed out on demand from one pool per kind of cache; all layers of a kind share its block table. A request owns a
-slot from `open` to `close`. Rows are addressed by request and position, so requests may be interleaved in any order, and a
-slot or block needs no clearing for its next owner: a row is only read where a position says that it was written.
+Blocks of rows are handed out on demand from one pool per kind of cache; all layers of a kind share its block table. A
+request owns a
+slot from `open` to `close`. Rows are addressed by request and position, so requests may be interleaved in any order,
+and a slot or block needs no clearing for its next owner: a row is only read where a position says that it was written.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class LayerCaches:
 class BlockPool:
     """Physical blocks of one kind of cache: which are free, and which logical block of which slot has which.
 
-    `ratio` is tokens per row: 1 for the window, else the compression ratio. `window` > 0 gives blocks back once no later token
-    can see them.
+    `ratio` is tokens per row: 1 for the window, else the compression ratio. `window` > 0 gives blocks back once no
+    later token can see them.
     """
 
-    def __init__(self, slots: int, tokens: int, blocks: int, block: int, ratio: int, window: int, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, tokens: int, blocks: int, block: int, ratio: int, window: int, device: torch.device
+    ) -> None:
         self.block, self.ratio, self.window = block, ratio, window
         self.free = list(range(blocks - 1, -1, -1))
         self.table = torch.full((slots, max(1, ceil(tokens / (ratio * block)))), -1, dtype=torch.int32, device=device)
@@ -55,7 +58,7 @@ class BlockPool:
         return max(0, last - max(held, keep)) - min(max(0, keep - self._first[slot]), len(self._held[slot]))
 
     def map(self, slot: int, start: int, end: int) -> None:
-        """Give back the blocks that no token from `start` on can see, then hold every block of positions below `end`."""
+        """Give back blocks that no token from `start` on can see, then hold every block of positions below `end`."""
         held, keep = self._held[slot], self._keep(start)
         drop = min(max(0, keep - self._first[slot]), len(held))
         if drop:
@@ -123,7 +126,9 @@ class Caches:
         device: torch.device | str = "cpu",
     ) -> None:
         if tokens < 1 or requests < 1:
-            raise ConfigError(f"caches for {tokens} tokens of {requests} requests", where="caches", fix="ask for at least one")
+            raise ConfigError(
+                f"caches for {tokens} tokens of {requests} requests", where="caches", fix="ask for at least one"
+            )
         self.tokens, self.requests, self.chunk = tokens, requests, min(tokens, chunk or tokens)
         device = torch.device(device)
         self._ratios = [config.ratio(layer) for layer in config.layers]
@@ -167,6 +172,11 @@ class Caches:
         return len(self._slots)
 
     @property
+    def free_blocks(self) -> dict[int, int]:
+        """Free blocks by tokens per row: 1 for windows, else the compression ratio."""
+        return {ratio: len(pool.free) for ratio, pool in self._pools.items()}
+
+    @property
     def bytes(self) -> int:
         """Device bytes of all pages and states."""
         pages = sum(cache.bytes for cache, _ in self._paged())
@@ -179,7 +189,9 @@ class Caches:
             ConfigError: all slots are taken.
         """
         if not self._slots:
-            raise ConfigError(f"all {self.requests} request slots are taken", where="caches", fix="close a request first")
+            raise ConfigError(
+                f"all {self.requests} request slots are taken", where="caches", fix="close a request first"
+            )
         return self._slots.pop()
 
     def close(self, slot: int) -> None:
@@ -194,6 +206,13 @@ class Caches:
         Raises:
             ConfigError: the step does not fit; nothing is changed then.
         """
+        furthest = max((end for _, _, end in spans), default=0)
+        if furthest > self.tokens:
+            raise ConfigError(
+                f"a request asks for position {furthest} of caches for {self.tokens} tokens",
+                where="caches",
+                fix="make larger caches",
+            )
         for pool in self._pools.values():
             missing = sum(pool.needed(*span) for span in spans)
             if missing > len(pool.free):

@@ -1,6 +1,7 @@
 """The operator calls of a whole DeepSeek-V4, without torch: what the model binds and what `hal plan` judges.
 
-One `hal.Call` per distinct use; `uses` says how many blocks share it. Names are `<layer kind>.<use>` or `linear.<weight>`.
+One `hal.Call` per distinct use; `uses` says how many blocks share it. Names are `<layer kind>.<use>` or
+`linear.<weight>`.
 """
 
 from __future__ import annotations
@@ -43,19 +44,24 @@ class Numerics:
     def exact(cls, dtype: str = "float32") -> Numerics:
         """No simulated quantisation: plain rows and weights in the model's dtype. Reproduces transformers."""
         if dtype not in _ROWS:
-            raise ConfigError(f"a model cannot compute in {dtype!r}", where="dtype", fix=f"use one of {', '.join(_ROWS)}")
+            raise ConfigError(
+                f"a model cannot compute in {dtype!r}", where="dtype", fix=f"use one of {', '.join(_ROWS)}"
+            )
         rows, scheme = _ROWS[dtype], _SCHEME[dtype]
         return cls(dtype, rows, rows, rows, False, scheme, scheme, "none", "none")
 
     @classmethod
-    def published(cls, config: DeepseekV4Config, dtype: str = "float32", layouts: Sequence[str] | None = None) -> Numerics:
+    def published(
+        cls, config: DeepseekV4Config, dtype: str = "float32", layouts: Sequence[str] | None = None
+    ) -> Numerics:
         """The arithmetic of the official inference code for a quantised checkpoint.
 
         KV rows through e4m3 in blocks of 64, index rows through Hadamard and FP4, FP8 weights and FP4 experts with
         activations through e4m3 in blocks of 128.
 
         Args:
-            layouts: cache layouts and weight schemes that the chip has, best first (its backend's `hal_layouts`); by default
+            layouts: cache layouts and weight schemes that the chip has, best first (its backend's `hal_layouts`); by
+            default
                 those that every torch device can run.
 
         Raises:
@@ -100,7 +106,10 @@ def calls(
         if kind != "swa":
             found.append(_compress(config, numerics, compress_name(kind, ratio), ratio, step))
     if "csa" in kinds:
-        found += [_compress(config, numerics, "index.compress", CSA_RATIO, step), _select(config, numerics, context, step)]
+        found += [
+            _compress(config, numerics, "index.compress", CSA_RATIO, step),
+            _select(config, numerics, context, step),
+        ]
     found += [*_moe(config, numerics, step), *_linears(config, numerics, step)]
     return found
 

@@ -43,7 +43,7 @@ class Entry:
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """A checkpoint's tensors by official name, read when asked for. `open` reads only headers; `check` compares them."""
+    """A checkpoint's tensors by official name, read when asked for. `open` reads headers; `check` compares them."""
 
     def __init__(self, folder: Path, config: DeepseekV4Config, entries: dict[str, Entry]) -> None:
         self.folder, self.config, self.entries = folder, config, entries
@@ -71,7 +71,9 @@ class Checkpoint(Mapping[str, Tensor]):
                 for each, where in _unstacked(official, entry):
                     if each in entries:
                         both = f"{entries[each].name!r} in {entries[each].file.name}, {where.name!r} in {file.name}"
-                        raise CheckpointError(f"`{each}` is there twice: {both}", where=str(folder), fix="delete one of them")
+                        raise CheckpointError(
+                            f"`{each}` is there twice: {both}", where=str(folder), fix="delete one of them"
+                        )
                     entries[each] = where
         config = load(folder)
         if not any(name.startswith("mtp.") for name in entries):
@@ -89,7 +91,11 @@ class Checkpoint(Mapping[str, Tensor]):
         missing = [name for name in specs if name not in self.entries]
         extra = [name for name in self.entries if name not in specs and name not in scales]
         if missing or extra:
-            parts = [f"{len(names)} {what} ({_some(names)})" for what, names in (("missing", missing), ("extra", extra)) if names]
+            parts = [
+                f"{len(names)} {what} ({_some(names)})"
+                for what, names in (("missing", missing), ("extra", extra))
+                if names
+            ]
             raise CheckpointError(
                 f"its tensors are not those of its configuration: {' and '.join(parts)}",
                 where=str(self.folder),
@@ -147,7 +153,9 @@ class Checkpoint(Mapping[str, Tensor]):
             self._files[entry.file] = safe_open(str(entry.file), framework="pt")
         file = self._files[entry.file]
         try:
-            tensor: Tensor = file.get_tensor(entry.name) if entry.part is None else file.get_slice(entry.name)[entry.part]
+            tensor: Tensor = (
+                file.get_tensor(entry.name) if entry.part is None else file.get_slice(entry.name)[entry.part]
+            )
         except (SafetensorError, OSError) as error:
             raise self._bad(name, f"cannot be read: {error}", "download the file again") from error
         if name.endswith(".scale"):
@@ -185,16 +193,22 @@ def _files(folder: Path) -> list[Path]:
     if not index.exists():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise CheckpointError("there is no *.safetensors file", where=str(folder), fix="give the folder of a checkpoint")
+            raise CheckpointError(
+                "there is no *.safetensors file", where=str(folder), fix="give the folder of a checkpoint"
+            )
         return files
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"the index cannot be read: {error!r}", where=str(index), fix="download it again") from error
+        raise CheckpointError(
+            f"the index cannot be read: {error!r}", where=str(index), fix="download it again"
+        ) from error
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{len(missing)} of {len(shards)} files are missing ({_some(missing)})", where=str(index), fix="download them"
+            f"{len(missing)} of {len(shards)} files are missing ({_some(missing)})",
+            where=str(index),
+            fix="download them",
         )
     return [folder / name for name in shards]
 
@@ -206,7 +220,9 @@ def _header(file: Path) -> Iterator[tuple[str, Entry]]:
                 piece = opened.get_slice(name)
                 yield name, Entry(file, name, tuple(piece.get_shape()), piece.get_dtype())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"the file is truncated or damaged: {error}", where=str(file), fix="download it again") from error
+        raise CheckpointError(
+            f"the file is truncated or damaged: {error}", where=str(file), fix="download it again"
+        ) from error
 
 
 def _unstacked(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:

@@ -13,7 +13,7 @@ CSA_RATIO = 4
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a checkpoint's weights are quantised: FP8 e4m3 in 128x128 blocks, routed experts in FP4 (1x32 blocks) or FP8."""
+    """How weights are quantised: FP8 e4m3 in 128x128 blocks, routed experts in FP4 (1x32 blocks) or FP8."""
 
     expert_dtype: str
     scale_fmt: str | None = "ue8m0"

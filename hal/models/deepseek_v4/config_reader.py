@@ -1,7 +1,8 @@
 """Reads every published spelling of a DeepSeek-V4 configuration.
 
-Three are understood: the official `config.json` of DeepSeek-V4-Flash, -Pro and -Flash-Base; the form that transformers 5 writes
-(`layer_types`, nested `rope_parameters`); and `inference/config.json` of the official inference code (`dim`, `n_layers`...).
+Three are understood: the official `config.json` of DeepSeek-V4-Flash, -Pro and -Flash-Base; the form that transformers
+5 writes (`layer_types`, nested `rope_parameters`); and `inference/config.json` of the official inference code (`dim`,
+`n_layers`...).
 An unknown field, a missing one, or two that contradict each other is a `ConfigError` that names the field.
 """
 
@@ -18,8 +19,10 @@ from hal.errors import ConfigError
 from hal.models.deepseek_v4.config import CSA_RATIO, DeepseekV4Config, Quantization, field_error
 
 _INFERENCE = {
-    "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "rope_head_dim": "qk_rope_head_dim",
-    "moe_inter_dim": "moe_intermediate_size", "n_activated_experts": "num_experts_per_tok", "n_hash_layers": "num_hash_layers",
+    "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+    "rope_head_dim": "qk_rope_head_dim",
+    "moe_inter_dim": "moe_intermediate_size", "n_activated_experts": "num_experts_per_tok",
+    "n_hash_layers": "num_hash_layers",
     "score_func": "scoring_func", "route_scale": "routed_scaling_factor", "window_size": "sliding_window",
     "norm_eps": "rms_norm_eps", "n_mtp_layers": "num_nextn_predict_layers", "original_seq_len": "rope_original_length",
     "rope_factor": "rope_factor", "beta_fast": "rope_beta_fast", "beta_slow": "rope_beta_slow",
@@ -42,7 +45,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 _IRRELEVANT = {
     "architectures", "attention_dropout", "auto_map", "dtype", "initializer_range", "max_batch_size", "name_or_path",
-    "_name_or_path", "output_router_logits", "pad_token_id", "router_aux_loss_coef", "router_jitter_noise", "scale_dtype",
+    "_name_or_path", "output_router_logits", "pad_token_id", "router_aux_loss_coef", "router_jitter_noise",
+    "scale_dtype",
     "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 """Fields about training, storage or the writer: they do not change what is computed."""
@@ -78,7 +82,9 @@ def load(source: str | Path | Mapping[str, Any]) -> DeepseekV4Config:
             fix=f"give a folder with config.json, such a file, or one of {', '.join(packaged())}",
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"the configuration cannot be read: {error}", where=str(path), fix="restore the file") from error
+        raise ConfigError(
+            f"the configuration cannot be read: {error}", where=str(path), fix="restore the file"
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError("the configuration is not a JSON object", where=str(path), fix="restore the file")
     try:
@@ -101,7 +107,11 @@ def parse(data: Mapping[str, Any]) -> DeepseekV4Config:
     """
     inference = "dim" in data or "n_layers" in data
     renamed = _INFERENCE if inference else {}
-    own = _OWN - set(_INFERENCE.values()) if inference else _OWN - {n for n in _OWN if n.startswith("rope_") and n != "rope_theta"}
+    own = (
+        _OWN - set(_INFERENCE.values())
+        if inference
+        else _OWN - {n for n in _OWN if n.startswith("rope_") and n != "rope_theta"}
+    )
     known = own | set(renamed) | set(_FIXED) | _IRRELEVANT | _NESTED
     for name in data:
         if name not in known:
@@ -110,9 +120,13 @@ def parse(data: Mapping[str, Any]) -> DeepseekV4Config:
             raise field_error(name, "is not a field of DeepSeek-V4's configuration", hint)
     for name, allowed in _FIXED.items():
         if name in data and data[name] not in allowed:
-            raise field_error(name, f"is {data[name]!r}; DeepSeek-V4 has {allowed[0]!r}", "use a DeepSeek-V4 configuration")
+            raise field_error(
+                name, f"is {data[name]!r}; DeepSeek-V4 has {allowed[0]!r}", "use a DeepSeek-V4 configuration"
+            )
 
-    values: dict[str, Any] = {renamed.get(name, name): value for name, value in data.items() if name in own | set(renamed)}
+    values: dict[str, Any] = {
+        renamed.get(name, name): value for name, value in data.items() if name in own | set(renamed)
+    }
     if not inference:
         _ropes(data, values)
         _rope_dim(data, values)
@@ -129,7 +143,9 @@ def parse(data: Mapping[str, Any]) -> DeepseekV4Config:
     except TypeError as error:
         missing = [f.name for f in fields(DeepseekV4Config) if f.name in str(error)]
         spelled = {own: there for there, own in renamed.items()}
-        raise field_error(", ".join(spelled.get(n, n) for n in missing), "is missing", "add it to the configuration") from None
+        raise field_error(
+            ", ".join(spelled.get(n, n) for n in missing), "is missing", "add it to the configuration"
+        ) from None
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:
@@ -166,7 +182,9 @@ def _ratios(data: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[int, ..
         if len(stated) not in (layers, layers + mtp):
             raise field_error("compress_ratios", f"has {len(stated)} entries for {layers} layers and {mtp} MTP blocks")
         if any(stated[layers:]):
-            raise field_error("compress_ratios", f"compresses the MTP block ({stated[layers:]}); it is sliding-window only")
+            raise field_error(
+                "compress_ratios", f"compresses the MTP block ({stated[layers:]}); it is sliding-window only"
+            )
         given = stated[:layers]
     if data.get("layer_types") is not None:
         rates = {**_KINDS, **(data.get("compress_rates") or {})}
@@ -179,7 +197,9 @@ def _ratios(data: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[int, ..
             _agree("layer_types", typed, "compress_ratios", given)
         given = typed
     if given is None:
-        raise field_error("compress_ratios", "is missing, and so is `layer_types`: nothing says which layer attends how")
+        raise field_error(
+            "compress_ratios", "is missing, and so is `layer_types`: nothing says which layer attends how"
+        )
     return tuple(given)
 
 
@@ -207,7 +227,7 @@ def _rope_dim(data: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _ropes(data: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """Frequencies: the official `rope_scaling`, or transformers' `rope_parameters` (nested by `main` and `compress`)."""
+    """Frequencies: `rope_scaling`, or transformers' `rope_parameters` (nested by `main` and `compress`)."""
     nested = data.get("rope_parameters") or {}
     if "main" in nested and "compress" in nested:
         if data.get("rope_scaling"):
@@ -218,7 +238,9 @@ def _ropes(data: Mapping[str, Any], values: dict[str, Any]) -> None:
                     _agree(theta, values[theta], f"rope_parameters.{part}.rope_theta", nested[part]["rope_theta"])
                 values[theta] = nested[part]["rope_theta"]
         if nested["main"].get("rope_type", "default") != "default":
-            raise field_error("rope_parameters.main.rope_type", f"is {nested['main']['rope_type']!r}; it must be `default`")
+            raise field_error(
+                "rope_parameters.main.rope_type", f"is {nested['main']['rope_type']!r}; it must be `default`"
+            )
         scaling = nested["compress"]
     else:
         scaling = data.get("rope_scaling") or nested
@@ -241,7 +263,7 @@ def _ropes(data: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _quantization(data: Mapping[str, Any]) -> Quantization | None:
-    """How weights are stored: `quantization_config` of the official file, or `dtype` and `scale_fmt` of the inference form."""
+    """How weights are stored: `quantization_config`, or `dtype` and `scale_fmt` of the inference form."""
     config = data.get("quantization_config")
     if config is None:
         if data.get("dtype") != "fp8":

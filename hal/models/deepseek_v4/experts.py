@@ -1,4 +1,5 @@
-"""DeepSeek-V4's mixture of experts: a gate (top-k, or by token id in the first blocks), routed experts, one shared expert.
+"""DeepSeek-V4's mixture of experts: a gate (top-k, or by token id in the first blocks), routed experts, one shared
+expert.
 
 DeepSeek-V4 technical report, section 2.1; official `inference/model.py` (`Gate`, `Expert`, `MoE`).
 """
@@ -53,7 +54,7 @@ class SharedExpert(nn.Module):
 
 
 class RoutedExperts(nn.Module):
-    """All routed experts stacked: `w13 [experts, 2*inter, hidden]` (gate rows first) and `w2 [experts, hidden, inter]`."""
+    """Routed experts, stacked: `w13 [experts, 2*inter, hidden]` (gate rows first), `w2 [experts, hidden, inter]`."""
 
     def __init__(self, w13: Tensor | PackedWeight, w2: Tensor | PackedWeight) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Generation: prefill in chunks, decode, ragged batches of requests, and drafts by multi-token prediction.
 
-A `Session` runs requests of different lengths together: every step feeds each request its next tokens, a chunk of its prompt or the
-token it has just chosen, in one packed batch.
+A `Session` runs requests of different lengths together: every step feeds each request its next tokens, a chunk of its
+prompt or the token it has just chosen, in one packed batch.
 """
 
 from __future__ import annotations
@@ -86,20 +86,27 @@ class Session:
         """Queue a prompt of at least one token; it ends after `max_new_tokens`, or before a token of `stop`.
 
         Raises:
-            ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the caches or the model hold.
+            ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the caches or the model
+            hold.
         """
         number, vocab = self._count, self.model.config.vocab_size
         where = f"request {number}"
         if not prompt or max_new_tokens < 1:
             raise ConfigError(
-                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones", where=where, fix="give at least one of each"
+                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones",
+                where=where,
+                fix="give at least one of each",
             )
         strange = [token for token in prompt if not 0 <= token < vocab]
         if strange:
-            raise ConfigError(f"token {strange[0]} is outside the vocabulary of {vocab}", where=where, fix="use the model's tokenizer")
+            raise ConfigError(
+                f"token {strange[0]} is outside the vocabulary of {vocab}", where=where, fix="use the model's tokenizer"
+            )
         total, most = len(prompt) + max_new_tokens, min(self.caches.tokens - 1, self.model.context)
         if total > most:
-            raise ConfigError(f"{total} tokens do not fit into {most}", where=where, fix="make larger caches, or ask for less")
+            raise ConfigError(
+                f"{total} tokens do not fit into {most}", where=where, fix="make larger caches, or ask for less"
+            )
         sampler = Sampler(temperature, top_p, seed, number)
         request = Request(number, list(prompt), len(prompt), total, sampler, frozenset(stop))
         self.waiting.append(request)
@@ -119,7 +126,9 @@ class Session:
         spans = [(request.slot, request.computed, request.computed + len(fed)) for request, fed in plan]
         self.caches.reserve(spans)
         device = self.model.device
-        batch = Batch.build([len(fed) for _, fed in plan], [start for _, start, _ in spans], [s for s, _, _ in spans], device)
+        batch = Batch.build(
+            [len(fed) for _, fed in plan], [start for _, start, _ in spans], [s for s, _, _ in spans], device
+        )
         ids = torch.tensor([token for _, fed in plan for token in fed], dtype=torch.int64, device=device)
         streams = self.model(ids, batch, self.caches)
         committed = self._choose(plan, streams)
@@ -190,7 +199,7 @@ class Session:
         return token
 
     def _draft(self, plan: list[tuple[Request, list[int]]], settled: list[int], streams: Tensor) -> None:
-        """Advance the MTP block over the settled tokens and let it guess what follows the newest token of each request."""
+        """Advance the MTP block over the settled tokens; let it guess what follows each request's newest token."""
         lengths, starts, slots, following, rows, going = [], [], [], [], [], []
         first = 0
         for (request, fed), count in zip(plan, settled, strict=True):
@@ -249,7 +258,8 @@ def generate(
     session = Session(model, caches, speculative=speculative, stream=stream)
     ends = model.config.eos_token_ids if stop is None else stop
     queued = [
-        session.add(prompt, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=ends) for prompt in prompts
+        session.add(prompt, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=ends)
+        for prompt in prompts
     ]
     session.run()
     return [request.generated for request in queued]

@@ -65,13 +65,15 @@ class HyperConnection(nn.Module):
     `fn [(2+n)n, n*hidden]`, `base [(2+n)n]`, `scale [3]`, all float32; `n` streams.
     """
 
-    def __init__(self, fn: Tensor, base: Tensor, scale: Tensor, *, norm_eps: float, eps: float, iterations: int) -> None:
+    def __init__(
+        self, fn: Tensor, base: Tensor, scale: Tensor, *, norm_eps: float, eps: float, iterations: int
+    ) -> None:
         super().__init__()
         self.fn, self.base, self.scale = frozen(fn), frozen(base), frozen(scale)
         self.norm_eps, self.eps, self.iterations = norm_eps, eps, iterations
 
     def collapse(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`streams [tokens, n, hidden]` -> sub-layer input `[tokens, hidden]`, expansion `post [tokens, n]`, mixing `[tokens, n, n]`."""
+        """`streams [tokens, n, hidden]` -> input `[tokens, hidden]`, `post [tokens, n]` and `comb [tokens, n, n]`."""
         count = streams.shape[-2]
         full, mixes = _mixes(streams, self.fn, self.norm_eps)
         pre, post, comb = mixes.split([count, count, count * count], dim=-1)

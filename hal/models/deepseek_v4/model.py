@@ -1,4 +1,5 @@
-"""DeepSeek-V4, written once against hal's contracts: which kernel computes an operator is the plan's decision, not the model's.
+"""DeepSeek-V4, written once against hal's contracts: which kernel computes an operator is the plan's decision, not the
+model's.
 
 DeepSeek-V4 technical report, section 2; official `inference/model.py`.
 """
@@ -59,7 +60,7 @@ class DraftBlock(Block):
         self.hc_head = _hyper_head(weights, prefix)
 
     def join(self, embedded: Tensor, streams: Tensor) -> Tensor:
-        """Next tokens' embeddings `[tokens, hidden]` and main streams `[tokens, n, hidden]` -> streams to enter the block with."""
+        """Next tokens' embeddings `[tokens, hidden]` and main streams -> streams `[tokens, n, hidden]` to enter."""
         token = self.e_proj(self.enorm(embedded)).unsqueeze(-2)
         hidden = self.h_proj(self.hnorm(streams).flatten(0, 1)).view_as(streams)
         return token + hidden
@@ -68,14 +69,15 @@ class DraftBlock(Block):
 class DeepseekV4(nn.Module):
     """A DeepSeek-V4: `from_checkpoint`, `random` or `from_tensors` make one.
 
-    `simulate` says whether the official code's quantisation of caches and activations is on; `numerics` says exactly what is.
-    Parameters ask for no gradient until `requires_grad_(True)`; `logits` is differentiable.
+    `simulate` says whether the official code's quantisation of caches and activations is on; `numerics` says exactly
+    what is. Parameters ask for no gradient until `requires_grad_(True)`; `logits` is differentiable.
     """
 
-    def __init__(self, weights: Weights, operators: Operators) -> None:
+    def __init__(self, weights: Weights, operators: Operators, context: int | None = None) -> None:
         super().__init__()
         config = weights.config
         self.config, self.numerics, self.device = config, weights.numerics, weights.device
+        self.context = context or config.max_position_embeddings
         main = config.num_hidden_layers
         self.embed = frozen(weights.plain("embed.weight"))
         self.layers = nn.ModuleList(Block(weights, operators, layer) for layer in range(main))
@@ -142,7 +144,7 @@ class DeepseekV4(nn.Module):
         """A model of tensors under official names; arguments as in `from_checkpoint`."""
         simulate = config.quantization is not None if simulate is None else simulate
         numerics, operators, device = bound(config, backend=backend, dtype=dtype, simulate=simulate, context=context)
-        return cls(Weights(tensors, config, numerics, device), operators)
+        return cls(Weights(tensors, config, numerics, device), operators, context)
 
     def caches(self, *, tokens: int, requests: int = 1, chunk: int | None = None, block: int = 64) -> Caches:
         """Empty caches for `requests` requests of `tokens` tokens together; arguments as in `Caches`."""
@@ -197,10 +199,14 @@ class DeepseekV4(nn.Module):
         """As `logits`, and beside it the MTP block's: `[tokens - 1, vocab]`, row `t` predicts token `t + 2`."""
         streams, _, caches, lengths = self._whole(token_lists)
         keep = [position for length in lengths for position in (*(True,) * (length - 1), *(False,) * min(1, length))]
-        following = torch.tensor([t for tokens in token_lists for t in tokens[1:]], dtype=torch.int64, device=self.device)
+        following = torch.tensor(
+            [t for tokens in token_lists for t in tokens[1:]], dtype=torch.int64, device=self.device
+        )
         shorter = [max(0, length - 1) for length in lengths]
         batch = Batch.build(shorter, [0] * len(lengths), list(range(len(lengths))), self.device)
-        drafted = self.draft(streams[torch.tensor(keep, dtype=torch.bool, device=self.device)], following, batch, caches)
+        drafted = self.draft(
+            streams[torch.tensor(keep, dtype=torch.bool, device=self.device)], following, batch, caches
+        )
         return list(self.head_logits(streams).split(lengths)), list(self.draft_logits(drafted).split(shorter))
 
     def _whole(self, token_lists: Sequence[Sequence[int]]) -> tuple[Tensor, Batch, Caches, list[int]]:
@@ -232,4 +238,4 @@ def _hyper_head(weights: Weights, prefix: str) -> HyperHead:
     )
 
 
-__all__ = ["DeepseekV4", "bound", "calls", "Numerics"]
+__all__ = ["DeepseekV4", "Numerics", "bound", "calls"]

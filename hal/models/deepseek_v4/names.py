@@ -1,4 +1,4 @@
-"""Official tensor names out of the spellings that checkpoints use: official, transformers', and transformers' saved mixture."""
+"""Official tensor names from those that checkpoints use: official, transformers', and transformers' saved mixture."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _IGNORED = re.compile(r"^mtp\.\d+\.(embed|head|embed_tokens|shared_head)\.")
 
 
 def official_name(name: str) -> str | None:
-    """The official name of a tensor, None for a copy that is not needed; an unknown name comes back as it is, shortened."""
+    """The official name of a tensor; None for a copy that is not needed. An unknown name comes back as it is."""
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
     return None if _IGNORED.match(name) else name

@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedily, or by temperature and top-p with numbers that depend on nothing but the seed."""
+"""How the next token is chosen: greedily, or by temperature and top-p with reproducible random numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hal.errors import ConfigError
 class Sampler:
     """Chooses tokens of one request.
 
-    The random number of a position depends on `(seed, request, position)` only: not on the batch, the chunking, or whether
-    drafts were tried.
+    The random number of a position depends on `(seed, request, position)` only: not on the batch, the chunking, or
+    whether drafts were tried.
 
     Attributes:
         temperature: 0 is greedy; else logits are divided by it.

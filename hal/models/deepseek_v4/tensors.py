@@ -1,4 +1,5 @@
-"""Every tensor of a DeepSeek-V4 checkpoint under its official name: shape and storage kind, from the configuration alone.
+"""Every tensor of a DeepSeek-V4 checkpoint under its official name: shape and storage kind, from the configuration
+alone.
 
 The one list that the reader checks a file against, the writer follows, and weight bytes are counted from; no torch.
 """
@@ -19,8 +20,8 @@ FP4_BLOCK = 32
 class TensorSpec:
     """One weight: its official name, its logical shape `[out, in]`, and how a published checkpoint stores it.
 
-    `kind` is `linear` (FP8 in 128x128 blocks when quantised), `expert` (a routed expert: FP4 in blocks of 32, or FP8), `bf16`,
-    `float32`, or `ids` (int32 expert ids).
+    `kind` is `linear` (FP8 in 128x128 blocks when quantised), `expert` (a routed expert: FP4 in blocks of 32, or FP8),
+    `bf16`, `float32`, or `ids` (int32 expert ids).
     """
 
     name: str
@@ -132,7 +133,7 @@ def _compressor(prefix: str, hidden: int, head_dim: int, ratio: int, *, overlap:
 
 
 def _moe(config: DeepseekV4Config, prefix: str, layer: int) -> Iterator[TensorSpec]:
-    hidden, inter, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
+    hidden, experts = config.hidden_size, config.n_routed_experts
     yield TensorSpec(f"{prefix}gate.weight", (experts, hidden), "bf16")
     if config.is_hash(layer):
         yield TensorSpec(f"{prefix}gate.tid2eid", (config.vocab_size, config.num_experts_per_tok), "ids")

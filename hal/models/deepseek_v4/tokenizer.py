@@ -27,12 +27,16 @@ class Tokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise CheckpointError(
-                "the checkpoint has no tokenizer", where=str(file), fix="copy the model's tokenizer.json into its folder"
+                "the checkpoint has no tokenizer",
+                where=str(file),
+                fix="copy the model's tokenizer.json into its folder",
             )
         try:
             return cls(_Tokenizer.from_file(str(file)))
         except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise CheckpointError(f"the tokenizer cannot be read: {error}", where=str(file), fix="download it again") from error
+            raise CheckpointError(
+                f"the tokenizer cannot be read: {error}", where=str(file), fix="download it again"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with the special tokens that the tokenizer itself adds."""

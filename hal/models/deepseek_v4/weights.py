@@ -1,4 +1,4 @@
-"""Turns the tensors of a checkpoint into what the model computes with: plain tensors in its dtype, or packed quantised weights."""
+"""From checkpoint tensors to what the model computes with: plain tensors in its dtype, or packed quantised weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ class Weights:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], config: DeepseekV4Config, numerics: Numerics, device: torch.device | str = "cpu"
+        self,
+        tensors: Mapping[str, Tensor],
+        config: DeepseekV4Config,
+        numerics: Numerics,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.tensors, self.config, self.numerics, self.device = tensors, config, numerics, torch.device(device)
         self.dtype: torch.dtype = getattr(torch, numerics.dtype)
@@ -82,7 +86,9 @@ class Weights:
     def _stored(self, name: str) -> Tensor | PackedWeight:
         codes = self.tensors[f"{name}.weight"].to(self.device)
         if codes.dtype == torch.float8_e4m3fn:
-            return PackedWeight(codes, self.tensors[f"{name}.scale"].to(self.device), "fp8_block128", tuple(codes.shape))
+            return PackedWeight(
+                codes, self.tensors[f"{name}.scale"].to(self.device), "fp8_block128", tuple(codes.shape)
+            )
         if codes.dtype in (torch.int8, torch.uint8):
             shape = (codes.shape[0], codes.shape[1] * 2)
             return PackedWeight(codes.view(torch.uint8), self.tensors[f"{name}.scale"].to(self.device), "mxfp4", shape)

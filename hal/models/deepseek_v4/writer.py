@@ -1,4 +1,4 @@
-"""Writes a DeepSeek-V4 checkpoint in the published form: official names, FP8 128x128 and FP4 weights with ue8m0 scales, shards."""
+"""Writes a checkpoint in the published form: official names, FP8 128x128 and FP4 weights with ue8m0 scales, shards."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from hal.models.deepseek_v4.config import DeepseekV4Config, Quantization
 from hal.models.deepseek_v4.model import DeepseekV4
 from hal.models.deepseek_v4.tensors import TensorSpec, tensors
 
+PUBLISHED = Quantization("fp4")
+"""FP8 weights and FP4 experts, as DeepSeek-V4-Flash and -Pro are published."""
+
 _SCHEMES = {"fp8": "fp8_block128", "fp4": "mxfp4"}
 _DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "int32": torch.int32}
 
@@ -25,7 +28,7 @@ def save_checkpoint(
     path: str | Path,
     model: DeepseekV4,
     *,
-    quantization: Quantization | None = Quantization("fp4"),
+    quantization: Quantization | None = PUBLISHED,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = 5 << 30,
 ) -> DeepseekV4Config:

@@ -1,0 +1,149 @@
+"""The model equals transformers' DeepseekV4ForCausalLM on the same random weights, in float32, without simulated
+quantisation.
+
+ReLU index scores tie at exactly zero and the order of ties is free, so every configuration has at least 16 index heads:
+an entry that all heads score zero is then too rare to matter, and no tolerance has to hide it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hal.models.deepseek_v4 import DeepseekV4, DeepseekV4Config
+from hal.models.deepseek_v4.generate import generate
+
+from . import conftest as lab
+
+TOLERANCE = 2e-5
+
+
+def lengths_around(config: DeepseekV4Config) -> list[int]:
+    """Prompt lengths on, before and after every boundary: compression windows, the attention window, two of each."""
+    edges = {4, 8, config.sliding_window, *(ratio for ratio in config.compress_ratios if ratio)}
+    return sorted({length for edge in edges for length in (edge - 1, edge, edge + 1)})
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[DeepseekV4Config, list[list[int]], int, int]:
+    """A configuration, ragged prompts (short ones and ones at boundaries), a chunk size and a seed."""
+    config = draw(lab.configurations())
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=2))
+    lengths += draw(st.lists(st.sampled_from(lengths_around(config)), min_size=1, max_size=3))
+    lengths += draw(st.lists(st.integers(6, 60), max_size=1))
+    prompts = [draw(st.lists(st.integers(0, config.vocab_size - 1), min_size=n, max_size=n)) for n in lengths]
+    return config, prompts, draw(st.integers(2, 40)), draw(st.integers(0, 2**16))
+
+
+def check(config: DeepseekV4Config, prompts: list[list[int]], chunk: int, seed: int) -> None:
+    """One shot, in chunks, and token by token, requests interleaved in one batch, against transformers alone."""
+    tensors = lab.random_tensors(config, seed)
+    model = DeepseekV4.from_tensors(config, tensors, backend="reference")
+    oracle = lab.transformers_model(config, tensors)
+    with torch.no_grad():
+        expected = [oracle(torch.tensor([prompt])).logits[0] for prompt in prompts]
+        one_shot = model.logits(prompts)
+        fed = {"one shot": one_shot}
+        for step in (chunk, 1):
+            caches = model.caches(
+                tokens=sum(map(len, prompts)), requests=len(prompts), chunk=step * len(prompts), block=8
+            )
+            slots = [caches.open() for _ in prompts]
+            rows: list[list[torch.Tensor]] = [[] for _ in prompts]
+            for start in range(0, max(map(len, prompts)), step):
+                feeds = [
+                    (slot, start, p[start : start + step]) for slot, p in zip(slots, prompts, strict=True) if p[start:]
+                ]
+                outputs = iter(lab.run(model, caches, feeds))
+                for row, prompt in zip(rows, prompts, strict=True):
+                    if prompt[start:]:
+                        row.append(next(outputs))
+            fed[f"{step} at a time"] = [torch.cat(row) for row in rows]
+    for how, results in fed.items():
+        for prompt, result, right in zip(prompts, results, expected, strict=True):
+            assert result.dtype == torch.float32
+            worst = (result - right).abs().max().item()
+            assert worst <= TOLERANCE, f"{how}, prompt of {len(prompt)}: {worst}"
+
+
+quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+long = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@quick
+@given(case=cases())
+def test_logits(case: tuple[DeepseekV4Config, list[list[int]], int, int]) -> None:
+    check(*case)
+
+
+@pytest.mark.slow
+@long
+@given(case=cases())
+def test_logits_of_many_configurations(case: tuple[DeepseekV4Config, list[list[int]], int, int]) -> None:
+    check(*case)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_greedy_tokens(seed: int) -> None:
+    """256 greedy steps of prompts of 1, 3 and 40 tokens together, with and without drafts, as transformers'."""
+    config = lab.tiny()
+    tensors = lab.random_tensors(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(0, config.vocab_size, (n,), generator=generator).tolist() for n in (1, 3, 40)]
+    oracle = lab.transformers_model(config, tensors)
+    expected = [greedy(oracle, prompt, 256) for prompt in prompts]
+    model = DeepseekV4.from_tensors(config, tensors, backend="reference")
+    assert generate(model, prompts, max_new_tokens=256, chunk=16) == expected
+    assert generate(model, prompts, max_new_tokens=256, chunk=64, requests=2, speculative=True) == expected
+
+
+def greedy(oracle: transformers.DeepseekV4ForCausalLM, prompt: list[int], steps: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = oracle.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=steps,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
+
+
+def test_draft_block() -> None:
+    """The MTP block equals its formula on transformers' decoder layer: join of two norms, one block, own head."""
+    from transformers.models.deepseek_v4 import modeling_deepseek_v4 as theirs
+
+    config = lab.tiny(compress_ratios=(4, 0), num_hidden_layers=2)
+    tensors = lab.random_tensors(config, 7)
+    prompt = torch.randint(0, config.vocab_size, (40,), generator=torch.Generator().manual_seed(7)).tolist()
+    model = DeepseekV4.from_tensors(config, tensors, backend="reference")
+
+    main = lab.transformers_model(config, tensors)
+    as_layer = {
+        name.replace("mtp.0.", "layers.1."): value for name, value in tensors.items() if name.startswith("mtp.0.")
+    }
+    borrowed = {**tensors, **as_layer, "norm.weight": as_layer["layers.1.norm.weight"]}
+    borrowed |= {f"hc_head_{name}": as_layer[f"layers.1.hc_head_{name}"] for name in ("fn", "base", "scale")}
+    draft = lab.transformers_model(config, borrowed)
+
+    def normed(x: torch.Tensor, name: str) -> torch.Tensor:
+        norm = theirs.DeepseekV4RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        norm.weight.data = tensors[f"mtp.0.{name}.weight"]
+        return norm(x)
+
+    with torch.no_grad():
+        caught: list[torch.Tensor] = []
+        main.model.hc_head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        main(torch.tensor([prompt]))
+        embedded = tensors["embed.weight"][torch.tensor(prompt[1:])]
+        joined = (normed(embedded, "enorm") @ tensors["mtp.0.e_proj.weight"].T)[None, :, None, :]
+        joined = joined + normed(caught[0][:, :-1], "hnorm") @ tensors["mtp.0.h_proj.weight"].T
+        draft.model.layers[0].register_forward_hook(lambda *_: joined)
+        expected = draft(torch.tensor([prompt[1:]])).logits[0]
+        _, (drafted,) = model.logits_with_drafts([prompt])
+    torch.testing.assert_close(drafted, expected, rtol=0, atol=TOLERANCE)
