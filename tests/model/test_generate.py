@@ -128,7 +128,7 @@ def test_stream_tells_every_token_once(model: DeepseekV4, plain: list[list[int]]
         ([], 5, "a prompt of 0 tokens and 5 new ones"),
         ([1], 0, "a prompt of 1 tokens and 0 new ones"),
         ([1, 96], 5, "token 96 is outside the vocabulary of 96"),
-        ([1] * 90, 50, "140 tokens do not fit into 99"),
+        ([1] * 90, 50, "140 tokens do not fit into 100"),
     ],
 )
 def test_impossible_requests(model: DeepseekV4, prompt: list[int], new: int, words: str) -> None:

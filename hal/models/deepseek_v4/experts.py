@@ -6,7 +6,6 @@ DeepSeek-V4 technical report, section 2.1; official `inference/model.py` (`Gate`
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,16 +15,18 @@ from hal.models.deepseek_v4.weights import Weights, plain_scheme
 
 
 class Gate(nn.Module):
-    """Routing weights and expert ids of every token."""
+    """Routing weights and expert ids of every token.
+
+    `bias` only moves the choice: no gradient reaches it, a training loop balances the experts with it.
+    """
 
     def __init__(self, weights: Weights, prefix: str, operators: Operators, *, hashed: bool) -> None:
         super().__init__()
         self.weight = frozen(weights.plain(f"{prefix}weight"))
-        self.bias: nn.Parameter | None = None
+        self.bias: Tensor | None
         self.tid2eid: Tensor | None
+        self.register_buffer("bias", None if hashed else weights.full(f"{prefix}bias"))
         self.register_buffer("tid2eid", weights.ids(f"{prefix}tid2eid") if hashed else None)
-        if not hashed:
-            self.bias = frozen(weights.full(f"{prefix}bias"))
         self.route = operators["route.hash" if hashed else "route.top_k"]
 
     def forward(self, x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +88,3 @@ class MoE(nn.Module):
         weights, experts = self.gate(x, token_ids)
         y: Tensor = self.ffn(x, experts, weights, *self.experts.packed(), self.shared_experts(x), None)
         return y
-
-
-__all__ = ["Gate", "MoE", "RoutedExperts", "SharedExpert", "torch"]

@@ -102,7 +102,7 @@ class Session:
             raise ConfigError(
                 f"token {strange[0]} is outside the vocabulary of {vocab}", where=where, fix="use the model's tokenizer"
             )
-        total, most = len(prompt) + max_new_tokens, min(self.caches.tokens - 1, self.model.context)
+        total, most = len(prompt) + max_new_tokens, min(self.caches.tokens, self.model.context)
         if total > most:
             raise ConfigError(
                 f"{total} tokens do not fit into {most}", where=where, fix="make larger caches, or ask for less"
@@ -138,14 +138,14 @@ class Session:
             if request.finish is not None:
                 self.caches.close(request.slot)
                 self.running.remove(request)
-                self._promised -= request.limit + 1
+                self._promised -= request.limit
 
     def _admit(self) -> None:
         """Start waiting requests while a slot is free and the caches can hold all they may become."""
-        while self.waiting and self.caches.free_slots and self._promised + self.waiting[0].limit < self.caches.tokens:
+        while self.waiting and self.caches.free_slots and self._promised + self.waiting[0].limit <= self.caches.tokens:
             request = self.waiting.popleft()
             request.slot = self.caches.open()
-            self._promised += request.limit + 1
+            self._promised += request.limit
             self.running.append(request)
 
     def _plan(self) -> list[tuple[Request, list[int]]]:
@@ -252,7 +252,7 @@ def generate(
         requests: most prompts that run at a time.
         chunk: most tokens fed in one step.
     """
-    needs = sorted((len(prompt) + max_new_tokens + 1 for prompt in prompts), reverse=True)
+    needs = sorted((len(prompt) + max_new_tokens for prompt in prompts), reverse=True)
     requests = max(1, min(requests, len(prompts)))
     caches = model.caches(tokens=max(1, sum(needs[:requests])), requests=requests, chunk=chunk)
     session = Session(model, caches, speculative=speculative, stream=stream)

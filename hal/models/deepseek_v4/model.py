@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from hal.batch import Batch
 from hal.models.deepseek_v4.attention import Attention
 from hal.models.deepseek_v4.caches import Caches, LayerCaches
-from hal.models.deepseek_v4.calls import Numerics, calls
 from hal.models.deepseek_v4.config import DeepseekV4Config
 from hal.models.deepseek_v4.experts import MoE
 from hal.models.deepseek_v4.layers import HyperConnection, HyperHead, Linear, Norm, Operators, frozen, wide
@@ -236,6 +235,3 @@ def _hyper_head(weights: Weights, prefix: str) -> HyperHead:
         norm_eps=config.rms_norm_eps,
         eps=config.hc_eps,
     )
-
-
-__all__ = ["DeepseekV4", "Numerics", "bound", "calls"]
