@@ -1,0 +1,55 @@
+"""NVIDIA chips for Triton kernels, on the host: `activate` turns Triton into a trustworthy interpreter.
+
+- `arithmetic`: bfloat16, float8 and tf32 as the chips compute them;
+- `memory`, `fresh`: bounds, races, duplicate stores, uninitialised reads;
+- `traffic`: bytes moved per kernel;
+- `capture`: host reads that a CUDA graph would refuse.
+
+Tensors stay on the CPU. Needs triton 3.9.0, whose interpreter is the one repaired here.
+"""
+
+from __future__ import annotations
+
+import os
+
+SUPPORTED = "3.9.0"
+ARCHITECTURES = {"sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm100": 100, "sm103": 103, "sm120": 120}
+DEFAULT = "sm90"
+
+
+def activate(chip: str | None = None) -> None:
+    """Interpret every Triton kernel of this process from now on, checked, as if it ran on `chip`.
+
+    Args:
+        chip: "sm80", "sm89", "sm90", "sm100" or "sm120"; it selects tile configurations, not arithmetic.
+
+    Raises:
+        ValueError: for a chip that is not listed.
+        RuntimeError: for another Triton than 3.9.0: the repair replaces its private functions.
+    """
+    chip = chip or DEFAULT
+    if chip not in ARCHITECTURES:
+        raise ValueError(f"the Triton emulator knows {', '.join(ARCHITECTURES)}, not {chip!r}")
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton
+
+    if triton.__version__ != SUPPORTED:
+        raise RuntimeError(
+            f"the Triton emulator repairs triton {SUPPORTED}, but {triton.__version__} is installed: "
+            f"pip install --no-deps triton=={SUPPORTED}"
+        )
+    from triton.backends.compiler import GPUTarget
+
+    from hal_emulators.triton import arithmetic, fresh, memory, switch
+
+    switch.interpret(GPUTarget("cuda", ARCHITECTURES[chip], 32))
+    arithmetic.repair()
+    memory.install()
+    fresh.install()
+
+
+def deactivate() -> None:
+    """Stop poisoning what torch allocates. Kernels stay interpreted: Triton decides that when it is imported."""
+    from hal_emulators.triton import fresh
+
+    fresh.remove()
