@@ -10,8 +10,6 @@ Tensors stay on the CPU. Needs triton 3.9.0, whose interpreter is the one repair
 
 from __future__ import annotations
 
-import os
-
 SUPPORTED = "3.9.0"
 ARCHITECTURES = {"sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm100": 100, "sm103": 103, "sm120": 120}
 DEFAULT = "sm90"
@@ -30,7 +28,6 @@ def activate(chip: str | None = None) -> None:
     chip = chip or DEFAULT
     if chip not in ARCHITECTURES:
         raise ValueError(f"the Triton emulator knows {', '.join(ARCHITECTURES)}, not {chip!r}")
-    os.environ["TRITON_INTERPRET"] = "1"
     import triton
 
     if triton.__version__ != SUPPORTED:
@@ -49,7 +46,8 @@ def activate(chip: str | None = None) -> None:
 
 
 def deactivate() -> None:
-    """Stop poisoning what torch allocates. Kernels stay interpreted: Triton decides that when it is imported."""
-    from hal_emulators.triton import fresh
+    """Compile Triton kernels again and give torch its own allocation functions back."""
+    from hal_emulators.triton import fresh, switch
 
+    switch.compile_again()
     fresh.remove()

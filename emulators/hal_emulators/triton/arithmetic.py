@@ -1,8 +1,8 @@
 """Triton's interpreter with the arithmetic of the chips.
 
-The interpreter of Triton 3.9.0 keeps bfloat16 and float8 tensors as integers of the same width and calculates with those
-integers: `tl.dot` multiplies bit patterns, casts truncate, lose carries or wrap, comparisons order negative numbers
-backwards (triton-lang/triton#11584: unsupported on purpose). `repair` replaces these operations:
+The interpreter of Triton 3.9.0 keeps bfloat16 and float8 tensors as integers of the same width and calculates with
+those integers: `tl.dot` multiplies bit patterns, casts truncate, lose carries or wrap, comparisons order negative
+numbers backwards (triton-lang/triton#11584: unsupported on purpose). `repair` replaces these operations:
 
 - casts equal torch's bit for bit: round to nearest even, NaN and infinities kept. A value beyond e4m3's range becomes
   NaN as in torch, where NVIDIA's conversion saturates, so a kernel that forgot to clamp is seen;

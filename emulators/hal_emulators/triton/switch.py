@@ -1,19 +1,20 @@
-"""Turn Triton into its interpreter, also where it is already imported.
+"""Turn Triton into its interpreter, and back.
 
-Triton reads TRITON_INTERPRET when a kernel is decorated, its own library included, so setting the variable after
-`import triton` leaves functions behind that cannot be interpreted. `interpret` converts them in place.
+Triton reads TRITON_INTERPRET when a kernel is decorated, its own library included, so the variable comes too late for
+whatever is already imported. Here the decorated functions themselves change what running them means.
 """
 
 from __future__ import annotations
 
-import gc
-import os
+from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
+
+_call, _run = JITFunction.__call__, JITFunction.run
 
 
 class HostDriver:
@@ -41,12 +42,21 @@ class HostDriver:
         return True
 
 
+def _twin(function: Any) -> Any:
+    """The interpreted form of a kernel, made once and kept on it: hashing a kernel would walk all it refers to."""
+    if not hasattr(function, "interpreted_twin"):
+        function.interpreted_twin = InterpretedFunction(function.fn)
+    return function.interpreted_twin
+
+
 def interpret(target: GPUTarget) -> None:
     """Interpret every Triton kernel from now on, as if `target` were the chip."""
-    os.environ["TRITON_INTERPRET"] = "1"
-    for function in gc.get_objects():
-        if type(function) is JITFunction:
-            python = function.fn
-            function.__class__ = InterpretedFunction
-            InterpretedFunction.__init__(function, python)
+    JITFunction.__call__ = lambda self, *args, **kwargs: _twin(self)(*args, **kwargs)
+    JITFunction.run = lambda self, *args, **kwargs: _twin(self).run(*args, **kwargs)
     triton.runtime.driver.set_active(HostDriver(target))
+
+
+def compile_again() -> None:
+    """Undo `interpret`; the next launch asks for a real driver."""
+    JITFunction.__call__, JITFunction.run = _call, _run
+    triton.runtime.driver.set_active(None)
