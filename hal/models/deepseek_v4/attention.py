@@ -13,7 +13,7 @@ from hal.batch import Batch
 from hal.models.deepseek_v4.caches import LayerCaches
 from hal.models.deepseek_v4.calls import attend_name, compress_name
 from hal.models.deepseek_v4.config import DeepseekV4Config
-from hal.models.deepseek_v4.layers import Linear, Norm, Operators, frozen
+from hal.models.deepseek_v4.layers import Linear, Norm, Operators, frozen, inverse_rms, wide
 from hal.models.deepseek_v4.weights import Weights
 from hal.rope import Rope, rotate
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         cos, sin = batch.derive(("rope", self.rope), lambda: self.rope.cos_sin(batch.positions))
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         q = self.wq_b(latent).unflatten(-1, (self.heads, -1))
-        q = rotate(q * torch.rsqrt(q.square().mean(-1, keepdim=True) + self.eps), cos, sin)
+        q = rotate(q * inverse_rms(wide(q), self.eps).to(q.dtype), cos, sin)
 
         rows = batch.derive("window rows", lambda: caches.window.physical(batch.slots[batch.request], batch.positions))
         self.store(self.wkv(x), self.kv_norm.weight, self.rope, batch.positions, rows, caches.window)

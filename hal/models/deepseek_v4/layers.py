@@ -25,6 +25,11 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """`1 / sqrt(mean(x²) + eps)` over the last dimension, kept; a norm reads `x` once and stores nothing of its size."""
+    return torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+
+
 def frozen(weight: Tensor) -> nn.Parameter:
     """A parameter that asks for no gradient until `requires_grad_` says so."""
     return nn.Parameter(weight, requires_grad=False)
@@ -56,7 +61,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         full = wide(x)
-        return (self.weight * full * torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return (self.weight * full * inverse_rms(full, self.eps)).to(x.dtype)
 
 
 class HyperConnection(nn.Module):
@@ -86,7 +91,7 @@ class HyperConnection(nn.Module):
     def expand(self, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
         """Sub-layer output `y [tokens, hidden]` back onto the streams: `post_k y + sum_j comb[j, k] stream_j`."""
         mixed = comb.transpose(-1, -2) @ wide(streams)
-        return (post.unsqueeze(-1) * wide(y).unsqueeze(-2) + mixed).to(streams.dtype)
+        return mixed.addcmul_(post.unsqueeze(-1), wide(y).unsqueeze(-2)).to(streams.dtype)
 
     def _sinkhorn(self, comb: Tensor) -> Tensor:
         """Sinkhorn-Knopp: rows first, ends on the columns; approximately doubly stochastic."""
@@ -116,8 +121,8 @@ def _mixes(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The streams in float32 and their projection by `fn`; the weightless RMS norm scales after the product."""
     full = wide(streams)
     flat = full.flatten(-2)
-    return full, F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+    return full, F.linear(flat, fn) * inverse_rms(flat, eps)
 
 
 def _weighted(weights: Tensor, streams: Tensor) -> Tensor:
-    return (weights.unsqueeze(-1) * streams).sum(dim=-2)
+    return (weights.unsqueeze(-2) @ streams).squeeze(-2)

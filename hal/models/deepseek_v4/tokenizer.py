@@ -74,6 +74,12 @@ class TextStream:
         self._text = text
         return new
 
+    def end(self) -> str:
+        """What was held back and will not be completed any more."""
+        text = self._tokenizer.decode(self._ids)
+        new, self._text = text[len(self._text) :], text
+        return new
+
 
 _KEEP, _OVERLAP = 64, 8
 """Decoding restarts from the last few tokens now and then, so that a long text costs linear time."""
