@@ -1,0 +1,47 @@
+"""Hidden states on their way through the experts: rows sorted by expert, and how to get back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Dispatched"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dispatched:
+    """What `moe.dispatch` hands to `moe.experts` and `moe.combine`.
+
+    Rows of local expert `e` are `rows[starts[e] : starts[e] + counts[e]]`, in any order. Rows that belong to no expert
+    are padding: they may hold anything, and nobody reads them. Kernels that need aligned or equally long segments
+    dispatch into such a layout; `starts` says so to everyone else.
+
+    Attributes:
+        rows: [rows, features], hidden states in the model's dtype, or their codes where `activation` quantises.
+        scales: [rows, blocks], the quantiser's scales, or None where `activation` is "none".
+        activation: name of the quantiser.
+        weights: float32 [rows], routing weight of each row.
+        counts: int64 [local experts], rows of each expert of this process.
+        index: int64 [tokens, top_k], the way back: which returned row a token's slot has, -1 for an unused slot.
+            Returned rows are `rows` themselves within one process, and what `route` brings back otherwise.
+        tokens, top_k: shape of the routing that was dispatched.
+        starts: int64 [local experts], first row of each expert; None where rows are packed without padding.
+        route: what the combine of the same backend needs to send rows back to the processes they came from; None
+            within one process. Opaque to everyone else.
+    """
+
+    rows: Tensor
+    scales: Tensor | None
+    activation: str
+    weights: Tensor
+    counts: Tensor
+    index: Tensor
+    tokens: int
+    top_k: int
+    starts: Tensor | None = None
+    route: object | None = None
+
+    def offsets(self) -> Tensor:
+        """int64 [local experts], first row of each expert."""
+        return self.counts.cumsum(0) - self.counts if self.starts is None else self.starts
