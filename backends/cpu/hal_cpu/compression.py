@@ -42,12 +42,12 @@ def compress(
 ) -> None:
     """`attn.compress`: x[tokens, hidden]; advances `state` and writes the entries the batch completes."""
     work = working_dtype(x)
-    projection = torch.cat((wkv, wgate)).to(work).T
+    to_value, to_score = wkv.to(work).T, wgate.to(work).T
     first = 0
     for piece in _pieces(batch):
-        kv, score = (x[first : first + piece.tokens].to(work) @ projection).chunk(2, dim=-1)
+        rows = x[first : first + piece.tokens].to(work)
         first += piece.tokens
-        pooled = compress_pool(kv, score, ape, piece, state, ratio=ratio, overlap=overlap)
+        pooled = compress_pool(rows @ to_value, rows @ to_score, ape, piece, state, ratio=ratio, overlap=overlap)
         entries = piece.entries(ratio)
         slots = cache.physical(piece.slots[entries.request], entries.index)
         store(pooled.to(x.dtype), norm, rope, entries.positions, slots, cache, hadamard=hadamard, eps=eps)
