@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from hal.numerics import DEFAULT  # noqa: E402
-from tools.planted import attention, choosing, matmul, pooling, report  # noqa: E402
+from tools.planted import attention, choosing, experts, matmul, pooling, quantising, report  # noqa: E402
 from tools.planted.measure import Run, runs  # noqa: E402
 from tools.planted.trial import DATA, Trial  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- begin: tools/calibrate_numerics.py -->", "<!-- end: tools/calibrate_numerics.py -->"
-FULL, QUICK = 6, 1  # seeds per configuration
+FULL, QUICK = 8, 1  # seeds per configuration
 ALLOWED = 0.01  # of the faults may be missed
 
 Job = tuple[Callable[..., Trial], tuple[object, ...]]
@@ -42,9 +42,12 @@ def jobs(seeds: int, quick: bool) -> list[Job]:
         for data in DATA:
             shape = matmul.SHAPES[seed % 2]
             found += [(matmul.trial, (s, k, shape, data, seed)) for k in reversed(lengths) for s in matmul.SCHEMES]
+            found += [(experts.trial, (*form, data, seed)) for form in (experts.FORMS[1:2] if quick else experts.FORMS)]
             spread = 3.0 if seed % 2 else 1.0
             types = (torch.bfloat16,) if quick else (torch.bfloat16, torch.float16, torch.float32)
             found += [(attention.trial, (k, d, data, spread, seed)) for k in attention.KINDS for d in types]
+            found += [(quantising.quantiser, (name, data, seed)) for name in quantising.ACTIVATIONS]
+            found += [(quantising.cache_rows, (data, seed))]
             found += [(pooling.trial, (ratio, data, seed)) for ratio in (4, 128)]
             found += [(choosing.routing, (s, 384 if seed % 2 else 256, data, seed)) for s in choosing.SCORING]
             heads = 16 if seed % 2 else 64

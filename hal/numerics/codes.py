@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hal.numerics.rules import DEFAULT, Rules
+from hal.numerics.statistics import first, lean
 from hal.numerics.verdict import Verdict
 
 __all__ = ["Exact", "Grid", "judge_exact", "judge_grid"]
@@ -39,7 +40,7 @@ class Exact:
 
 def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = "") -> Verdict:
     """Judge decoded values `got`: each must be the grid point nearest to some value within the noise, rarely another
-    one than the reference's, and no farther from the exact values on the whole."""
+    one than the reference's, no farther from the exact values on the whole, and not leaning to one side."""
     exact, rounded = want.exact.double(), want.rounded.double()
     if got.shape != exact.shape:
         return Verdict(
@@ -65,14 +66,22 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
     normal = (rms_own**2 + float(noise.square().mean())) ** 0.5
     ratio = rms_got / normal if normal else float(rms_got > 0) * torch.inf
     limit = rules.ratio * (1 + 4 / exact.numel() ** 0.5)
+    unit = (own**2 + noise**2).sqrt()
+    moved = torch.where(wrong & (unit > 0), (y - rounded) / unit.clamp_min(1e-300) * exact.sign(), 0.0)
+    bias, z = lean(moved, exact.isfinite() & (unit > 0))
+    # A point of the grid is never nearer than the nearest one; a row in 64 may have taken another scale.
+    off_grid = int((error < own * (1 - 1e-9)).sum())
     scores = {
+        "grid": off_grid / max(exact.numel() / 64, 1),
         "codes": max(float(margins.max()), count / allowed if allowed else float(count > 0) * 2),
         "ratio": ratio / limit,
+        "bias": min(abs(z) / rules.z, abs(bias) / rules.bias),
     }
     failed = [rule for rule, score in scores.items() if not score <= 1]
     rule = failed[0] if failed else max(scores, key=lambda name: scores[name])
-    flat = int(margins.reshape(-1).argmax())
-    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), exact.shape))
+    notes = [f"{off_grid} of {exact.numel()} values are not on the quantiser's grid"] if "grid" in failed else []
+    notes += [f"{count} of {exact.numel()} codes differ"] if count else []
+    place = first(margins == margins.max())
     return Verdict(
         not failed,
         rule,
@@ -83,7 +92,9 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
         bound=float(bound[place]),
         margin=max(scores.values()),
         ratio=ratio,
-        note=f"{count} of {exact.numel()} codes differ" if count else "",
+        bias=bias,
+        z=z,
+        note=", ".join(notes),
     )
 
 
@@ -100,8 +111,7 @@ def judge_exact(got: Tensor, want: Exact, output: str = "") -> Verdict:
     count = int(wrong.sum())
     if not count:
         return Verdict(True, "exact", output)
-    flat = int(wrong.reshape(-1).int().argmax())
-    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), wrong.shape))
+    place = first(wrong)
     return Verdict(
         False,
         "exact",

@@ -16,8 +16,9 @@ __all__ = ["Precision", "declared"]
 class Precision:
     """dtypes of the intermediate results, by torch's names.
 
-    accumulate: of dot products. "fp8_tensor_core" is what FP8 units of NVIDIA's Hopper generation do: about 14 bits
-        within a block, promoted to float32 at least every 128 products (DeepSeek-V3 technical report, section 3.3.2).
+    accumulate: of dot products. "fp8_tensor_core" is what FP8 units of NVIDIA's Hopper generation do: products are
+        aligned to the largest and cut to 13 fraction bits, and promoted to float32 at least every 128 products
+        (DeepSeek-V3 technical report, section 3.3.2).
     weights: of softmax weights when they are multiplied with values.
     scores: of attention and index scores.
     hidden: of an expert's gate and up projections before the activation.
@@ -32,7 +33,7 @@ class Precision:
         """Noise of sums of `depth` products whose squares add to envelope**2."""
         size = torch.maximum(envelope, total.abs())
         if self.accumulate == "fp8_tensor_core":
-            return 2.0**-13 * envelope + accumulation(depth) * size
+            return 2.0**-12 * envelope + accumulation(depth) * size
         return accumulation(depth, getattr(torch, self.accumulate)) * size
 
     def relative(self, field: str) -> float:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from hal.numerics.rounding import storage_noise, ulp
 from hal.numerics.rules import DEFAULT, Rules
+from hal.numerics.statistics import first, lean
 from hal.numerics.verdict import Verdict
 
 __all__ = ["Sums", "judge_sums"]
-
-_FEWEST_ROWS = 16  # fewer independent samples say nothing about a bias
 
 
 @dataclass(frozen=True)
@@ -48,37 +47,38 @@ def judge_sums(got: Tensor, want: Sums, rules: Rules = DEFAULT, output: str = ""
     y = got.detach().to(r.device).double()
     spacing = ulp(r, want.dtype)
     noise = want.noise.double().expand_as(r)
-    bound = rules.ulps * spacing + rules.noise * noise
-    if want.jump is not None:
-        bound = bound + want.jump
+    allowance = rules.noise * noise if want.jump is None else torch.maximum(rules.noise * noise, want.jump)
+    bound = rules.ulps * spacing + allowance
     finite = r.isfinite()
     # Where the exact value lies at the end of the dtype's range both answers are right.
     edge = finite & (r.abs() + bound > torch.finfo(want.dtype).max) & y.isinf() & (y.sign() == r.sign())
     same = torch.where(finite, y.isfinite() | edge, torch.where(r.isnan(), y.isnan(), y == r))
     if not bool(same.all()):
         found = Verdict(False, "mask", output, margin=torch.inf, note=_count(~same))
-        return _at(_first(~same), y, r, bound, spacing, found)
+        return _at(first(~same), y, r, bound, spacing, found)
 
     use = finite & ~edge
     error = torch.where(use, y - r, 0.0)
     margins = torch.where(use, error.abs() / bound, 0.0)
-    worst = _first(margins == margins.max())
+    worst = first(margins == margins.max())
     unit = (storage_noise(r, want.dtype) ** 2 + noise**2).sqrt()
     live = use & ((r != 0) | (noise > 0))
     nearest = torch.where(use, r.to(want.dtype).double(), 0.0).nan_to_num(posinf=0.0, neginf=0.0)
     ratio, limit = _ratio(error / unit, live, want, r, nearest, unit, rules)
     # Rounding to nearest may itself lean on few or repeated values, so the lean is counted from there.
-    bias, z = _bias((y - nearest) / unit * r.sign(), live & (spacing / 12**0.5 >= noise))
+    bias, z = lean((y - nearest) / unit * r.sign(), live)
     tolerated = rules.bias
     if want.one_sided is not None:
         tolerated += float((want.one_sided / unit).expand_as(r)[live].mean()) if bool(live.any()) else 0.0
-    lean = min(abs(z) / rules.z, abs(bias) / tolerated)
-    scores = {"bound": float(margins.max()), "ratio": ratio / limit, "bias": lean}
+    leaning = min(abs(z) / rules.z, abs(bias) / tolerated)
+    scores = {"bound": float(margins.max()), "ratio": ratio / limit, "bias": leaning}
     failed = [rule for rule, score in scores.items() if not score <= 1]
     rule = failed[0] if failed else max(scores, key=lambda name: scores[name])
     note = "" if len(failed) < 2 else f"also {' and '.join(failed[1:])}"
-    beyond = error.abs() - rules.ulps * spacing - (want.jump if want.jump is not None else 0.0)
-    sigmas = float((beyond.clamp_min(0) / noise.clamp_min(1e-300)).max())
+    beyond = (error.abs() - rules.ulps * spacing).clamp_min(0)
+    if want.jump is not None:
+        beyond = torch.where(beyond <= want.jump, 0.0, beyond)
+    sigmas = float((beyond / noise.clamp_min(1e-300)).max())
     found = Verdict(
         not failed,
         rule,
@@ -110,30 +110,6 @@ def _ratio(
 
 def _rms(e: Tensor, live: Tensor) -> float:
     return float(e[live].square().mean().sqrt())
-
-
-def _bias(e: Tensor, use: Tensor) -> tuple[float, float]:
-    """Mean and its z score, clustered by rows: errors that share a row are one sample."""
-    e = torch.where(use, e, 0.0)
-    rows = e.numel() // max(e.shape[-1], 1) if e.ndim else 1
-    width = e.shape[-1] if rows >= _FEWEST_ROWS else -(-e.numel() // (2 * _FEWEST_ROWS))  # a few long rows are cut
-    pad = -e.numel() % width
-    sums = torch.nn.functional.pad(e.reshape(-1), (0, pad)).view(-1, width).sum(1)
-    counts = torch.nn.functional.pad(use.reshape(-1).double(), (0, pad)).view(-1, width).sum(1)
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    clusters = len(counts)
-    if clusters < _FEWEST_ROWS:
-        return 0.0, 0.0
-    n = float(counts.sum())
-    mean = float(sums.sum()) / n
-    spread = float((sums - counts * mean).square().sum().sqrt()) / n
-    few = 1 + 8 / clusters  # Student's tails for few samples
-    return mean, mean / max(spread * few, 1e-300)
-
-
-def _first(mask: Tensor) -> tuple[int, ...]:
-    flat = int(mask.reshape(-1).int().argmax())
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), mask.shape))
 
 
 def _count(mask: Tensor) -> str:

@@ -11,10 +11,9 @@ __all__ = ["Verdict"]
 class Verdict:
     """Whether an output is what its contract says.
 
-    `rule` is the rule that failed, or where everything passed the rule that came closest to failing: "shape", "dtype",
-    "mask", "bound", "ratio", "bias", "codes", "selection", "padding", "exact". `coordinate`, `got`, `wanted` and
-    `bound` describe the worst element; `ulps` is its error in spacings of the output's dtype.
-
+    rule: the one that failed, or where everything passed the one that came closest to failing: "shape", "dtype",
+        "mask", "bound", "ratio", "bias", "grid", "codes", "selection", "padding", "exact".
+    coordinate, got, wanted, bound: the worst element and its allowed error; `ulps` its error in spacings of the dtype.
     margin: the worst of error over bound, ratio over limit and lean over tolerated lean; above 1 means failed.
     ratio, limit: the error's root mean square over the baseline's, and the most it may be.
     sigmas: by how many standard deviations of its noise an element is off beyond the rounding of its storage.

@@ -126,7 +126,7 @@ def trial(kind: str, dtype: torch.dtype, data: str, spread: float, seed: int) ->
     base = online(case)
     wants = (
         Sums(exact.out, exact.out_noise, dtype, base[0], exact.out_one_sided),
-        Sums(exact.lse, exact.lse_noise, _F32, base[1]),
+        Sums(exact.lse, exact.lse_noise, _F32, base[1], exact.lse_noise),
     )
     n = case.rows.shape[1]
     honest = {

@@ -146,7 +146,7 @@ def indexer(data: str, heads: int, score_dtype: torch.dtype, seed: int) -> Trial
     }
     if score_dtype == _F32:
         faulty["scores in bf16"] = both(low_scores)
-    want = (Sums(exact, noise, _F32, base), Selection(exact.masked_fill(~visible, -torch.inf), noise, top))
+    want = (Sums(exact, noise, _F32, base, noise), Selection(exact.masked_fill(~visible, -torch.inf), noise, top))
     name = f"{heads} index heads, scores in {precision.scores}"
     return Trial("indexer", name, data, want, dim, clean, {n: both(s) for n, s in honest.items()}, faulty)
 

@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hal.numerics import Grid, Rules, Selection, Sums, Verdict, judge_grid, judge_selection, judge_sums
+from hal.numerics import (
+    Exact,
+    Grid,
+    Rules,
+    Selection,
+    Sums,
+    Verdict,
+    judge_exact,
+    judge_grid,
+    judge_selection,
+    judge_sums,
+)
 from hal.numerics.rounding import storage_noise
 from tools.planted import foreign
 from tools.planted.trial import Outputs, Trial, Want, expected
@@ -36,6 +47,8 @@ class Run:
 def judge(got: Tensor, want: Want, rules: Rules) -> Verdict:
     if isinstance(want, Sums):
         return judge_sums(got, want, rules)
+    if isinstance(want, Exact):
+        return judge_exact(got, want)
     return judge_selection(got, want, rules) if isinstance(want, Selection) else judge_grid(got, want, rules)
 
 
@@ -59,7 +72,7 @@ def _run(trial: Trial, kernel: str, outputs: Outputs, real: bool | None, rules: 
     sums = all(isinstance(want, Sums) and want.baseline is not None for want in wants)
     if sums:
         accepted |= {rule: _foreign(rule, outputs, wants, trial.depth) for rule in foreign.SOURCES}
-    if not any(isinstance(want, Grid) for want in wants):
+    if not any(isinstance(want, Grid | Exact) for want in wants):
         flipped = dict.fromkeys(accepted, False)
         for scale in SCALES:
             scaled = [_scaled(i, trial, outputs[i], wants[i], scale) for i in range(len(wants))]
@@ -76,7 +89,7 @@ def _foreign(rule: str, outputs: Outputs, wants: tuple[Want, ...], depth: int) -
 
 def _scaled(i: int, trial: Trial, got: Tensor, want: Want, scale: float) -> tuple[Tensor, Want]:
     """What the same kernel returns for data multiplied by a power of two: every rounding scales with it."""
-    if i in trial.fixed or isinstance(want, Grid):
+    if i in trial.fixed or isinstance(want, Grid | Exact):
         return got, want
     if isinstance(want, Selection):
         return got, replace(want, scores=want.scores * scale, noise=want.noise * scale)
@@ -114,8 +127,15 @@ def _effect(outputs: Outputs, clean: Outputs | None, trial: Trial) -> tuple[floa
                 )  # a candidate twice, or too many or too few: no rounding does that
             differ = float((mine != theirs).sum())
             peak, spread = max(peak, differ), max(spread, differ)
+        elif isinstance(want, Exact):
+            if not torch.equal(y, want.values):
+                return torch.inf, torch.inf, torch.inf
         else:
             d = y.double() - (want.rounded if clean is None else clean[i].double())
-            d = d / (want.rounded - want.exact).square().mean().sqrt().clamp_min(1e-300)
+            unit = ((want.rounded - want.exact) ** 2 + want.noise**2).sqrt()
+            d = torch.where(d == 0, 0.0, d / unit)
+            if not d.isfinite().all():
+                return torch.inf, torch.inf, torch.inf
+            lean = max(lean, abs(float((d * want.exact.sign()).mean())))
             peak, spread = max(peak, float(d.abs().max())), max(spread, float(d.square().mean().sqrt()))
     return peak, spread, lean

@@ -86,7 +86,7 @@ def trial(ratio: int, data: str, seed: int) -> Trial:
         faulty["stale rows of another request"] = torch.cat(
             [divided_last(values.roll(1, 0), scores.roll(1, 0))[:1], base[1:]]
         )
-    want = Sums(exact, noise, torch.float32, base)
+    want = Sums(exact, noise, torch.float32, base, noise)
     depth = values.shape[1]
     return Trial("pooling", f"ratio {ratio}", data, (want,), depth, (base,), _each(honest), _each(faulty))
 

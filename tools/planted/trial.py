@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hal.numerics import Grid, Selection, Sums
+from hal.numerics import Exact, Grid, Selection, Sums
 
-Want = Sums | Selection | Grid
+Want = Sums | Selection | Grid | Exact
 Outputs = tuple[Tensor, ...]
 
 DATA = ("normal", "heavy tails", "outlier channels")
