@@ -94,7 +94,6 @@ class Attention(nn.Module):
         """`x [tokens, hidden]` -> `[tokens, hidden]`; the caches of this block advance by the batch."""
         latent = self.q_norm(self.wq_a(x))
         cos, sin = batch.derive(("rope", self.rope), lambda: self.rope.cos_sin(batch.positions))
-        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         q = self.wq_b(latent).unflatten(-1, (self.heads, -1))
         q = rotate(q * inverse_rms(wide(q), self.eps).to(q.dtype), cos, sin)
 

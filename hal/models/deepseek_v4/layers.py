@@ -26,7 +26,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """`1 / sqrt(mean(x²) + eps)` over the last dimension, kept; a norm reads `x` once and stores nothing of its size."""
+    """`1 / sqrt(mean(x²) + eps)` over the last dimension, kept; reads `x` once, stores nothing of its size."""
     return torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
 
 
