@@ -8,13 +8,14 @@ with other lengths. Kernels that need index lists, block tables or a vendor's me
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from hal.derived import derived
 from hal.errors import ContractError
 
 __all__ = ["Batch", "Entries"]
@@ -59,7 +60,6 @@ class Batch:
     positions: Tensor
     request: Tensor
     slots: Tensor
-    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -112,9 +112,7 @@ class Batch:
 
     def derive(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """`make()`, computed once per batch and key. Say in the key whose it is: `("cuda", "window rows", 128)`."""
-        if key not in self._made:
-            self._made[key] = make()
-        return cast("Made", self._made[key])
+        return derived(self, key, make)
 
     def _entries(self, ratio: int) -> Entries:
         first = [start // ratio for start in self.starts]
