@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["Dispatched"]
@@ -26,6 +27,7 @@ class Dispatched:
         index: int64 [tokens, top_k], the way back: which returned row a token's slot has, -1 for an unused slot.
             Returned rows are `rows` themselves within one process, and what `route` brings back otherwise.
         tokens, top_k: shape of the routing that was dispatched.
+        dtype: the model's dtype, in which experts return their rows.
         starts: int64 [local experts], first row of each expert; None where rows are packed without padding.
         route: what the combine of the same backend needs to send rows back to the processes they came from; None
             within one process. Opaque to everyone else.
@@ -39,6 +41,7 @@ class Dispatched:
     index: Tensor
     tokens: int
     top_k: int
+    dtype: torch.dtype
     starts: Tensor | None = None
     route: object | None = None
 
