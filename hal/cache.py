@@ -33,9 +33,7 @@ class KVCache:
     block_table: Tensor
 
     @classmethod
-    def allocate(
-        cls, layout: Layout, slots: int, rows_per_slot: int, device: torch.device | str = "cpu"
-    ) -> KVCache:
+    def allocate(cls, layout: Layout, slots: int, rows_per_slot: int, device: torch.device | str = "cpu") -> KVCache:
         """A cache in which every slot owns its pages for good, one behind the other."""
         blocks = max(1, -(-rows_per_slot // layout.block_size))
         table = torch.arange(slots * blocks, dtype=torch.int32, device=device).view(slots, blocks)

@@ -6,6 +6,8 @@ follow FlashMLA.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from hal.reference import working
 
 __all__ = ["attend"]
 
-QUERIES = 64  # of one request at a time: memory stays proportional to what these see
+QUERIES = 64  # at a time: memory stays proportional to what these see
 
 
 def attend(
@@ -52,20 +54,28 @@ def attend(
         natural, without the sink. A query that sees nothing has out 0 and lse +inf.
     """
     dtype = working(q)
-    outs, lses = [q.new_empty(q.shape, dtype=dtype)[:0]], [q.new_empty(q.shape[:2], dtype=dtype)[:0]]
-    for request, (start, queries) in enumerate(zip(batch.starts, q.to(dtype).split(batch.lengths), strict=True)):
-        first = int(batch.cu_seqlens[request])
-        for block in torch.arange(len(queries), device=q.device).split(QUERIES):
-            positions = start + block
-            seen = [_window_rows(window, batch.slots[request], positions, window_size, dtype)]
-            if compressed is not None and rows is not None:
-                seen.append(_listed_rows(compressed, batch.slots[request], rows[first + block], dtype))
-            elif compressed is not None and ratio > 0:
-                seen.append(_prefix_rows(compressed, batch.slots[request], (positions + 1) // ratio, dtype))
-            out, lse = _softmax(queries[block], seen, sink, scale)
-            outs.append(out)
-            lses.append(lse)
+    outs, lses = [q.new_empty(0, *q.shape[1:], dtype=dtype)], [q.new_empty(0, q.shape[1], dtype=dtype)]
+    for slot, tokens, positions in _blocks(batch):
+        seen = [_window_rows(window, slot, positions, window_size, dtype)]
+        if compressed is not None and rows is not None:
+            seen.append(_listed_rows(compressed, slot, rows[tokens], dtype))
+        elif compressed is not None and ratio > 0:
+            seen.append(_prefix_rows(compressed, slot, (positions + 1) // ratio, dtype))
+        out, lse = _softmax(q[tokens].to(dtype), seen, sink, scale)
+        outs.append(out)
+        lses.append(lse)
     return torch.cat(outs).to(q.dtype), torch.cat(lses)
+
+
+def _blocks(batch: Batch) -> Iterator[tuple[Tensor, slice, Tensor]]:
+    """Some queries of one request at a time: its slot, where they are in the batch, their positions."""
+    first = 0
+    for length, start, slot in zip(batch.lengths, batch.starts, batch.slots, strict=True):
+        for begin in range(0, length, QUERIES):
+            end = min(begin + QUERIES, length)
+            positions = torch.arange(start + begin, start + end, device=batch.device)
+            yield slot, slice(first + begin, first + end), positions
+        first += length
 
 
 Seen = tuple[Tensor, Tensor]

@@ -105,7 +105,9 @@ def dispatch(
         rows, factors = route.forward(rows), route.forward(factors)
         scales = None if scales is None else route.forward(scales)
         counts = route.counts
-    return Dispatched(rows, scales, activation, factors, counts, index.view(tokens, top_k), tokens, top_k, x.dtype, route=route)
+    return Dispatched(
+        rows, scales, activation, factors, counts, index.view(tokens, top_k), tokens, top_k, x.dtype, route=route
+    )
 
 
 def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
@@ -158,7 +160,9 @@ def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Te
     """
     if dispatched.route is not None:
         if not isinstance(dispatched.route, Exchange):
-            raise TypeError(f"rows went out by {type(dispatched.route).__name__}; only its own combine brings them back")
+            raise TypeError(
+                f"rows went out by {type(dispatched.route).__name__}; only its own combine brings them back"
+            )
         rows = dispatched.route.backward(rows)
     wide = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).to(working(rows))
     total = wide.new_zeros(dispatched.tokens, wide.shape[1])
