@@ -1,7 +1,7 @@
 """The expert-parallel group: what operators may ask of the processes that share experts.
 
-`Group` is opaque on purpose. A vendor's adapter takes `process_group` to find its own communicator; references need only
-`rank`, `size` and `all_to_all`.
+`Group` is opaque on purpose. A vendor's adapter takes `process_group` to find its own communicator; references need
+only `rank`, `size` and `all_to_all`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ ENTRIES = (0, 1 << 20)
 
 EMPTY = "Zero tokens, zero rows and requests without new tokens are legal; nothing is returned for them."
 SLOT = (
-    "A request that starts at position 0 reads nothing that its slot held before: rows and states are only read where a "
-    "position says that this request wrote them."
+    "A request that starts at position 0 reads nothing that its slot held before: rows and states are only read where "
+    "a position says that this request wrote them."
 )
 
 COMPRESS = Contract(
@@ -25,8 +25,8 @@ COMPRESS = Contract(
         "ratio: int, overlap: bool, hadamard: bool, eps: float ->"
     ),
     reference="hal.reference.compression:compress",
-    doc="Compress hidden states into entries: project, pool each window, norm, rotate, store. CSA is ratio 4 with overlap, "
-    "HCA ratio 128 without.",
+    doc="Compress hidden states into entries: project, pool each window, norm, rotate, store. CSA is ratio 4 with "
+    "overlap, HCA ratio 128 without.",
     edges={
         "short prompt": "Fewer tokens than a window emit no entry and only fill the state.",
         "chunks": "Entries do not depend on how the tokens were cut into batches.",
@@ -67,11 +67,12 @@ STORE = Contract(
     name="attn.store",
     version=1,
     signature=(
-        "values[rows head_dim]:float, norm[head_dim]?, rope: Rope, positions[rows]:i64, slots[rows]:i64, cache!: Cache; "
-        "hadamard: bool, eps: float ->"
+        "values[rows head_dim]:float, norm[head_dim]?, rope: Rope, positions[rows]:i64, slots[rows]:i64, "
+        "cache!: Cache; hadamard: bool, eps: float ->"
     ),
     reference="hal.reference.compression:store",
-    doc="RMS norm, RoPE on the last channels, optional orthonormal Hadamard, the layout's own quantiser, into physical rows.",
+    doc="RMS norm, RoPE on the last channels, optional orthonormal Hadamard, the layout's own quantiser, into physical "
+    "rows.",
     edges={
         "slot -1": "A physical row of -1 is skipped; what its value holds does not matter.",
         "no norm": "Where norm is None the values have their norm already.",
@@ -87,8 +88,8 @@ SELECT = Contract(
     name="attn.select",
     version=1,
     signature=(
-        "q[tokens index_heads index_dim]:float, weights[tokens index_heads]:float, rope: Rope, batch: Batch, cache: Cache; "
-        "top_k: int, ratio: int, hadamard: bool, scale: float -> rows[tokens top_k]:i32"
+        "q[tokens index_heads index_dim]:float, weights[tokens index_heads]:float, rope: Rope, batch: Batch, "
+        "cache: Cache; top_k: int, ratio: int, hadamard: bool, scale: float -> rows[tokens top_k]:i32"
     ),
     reference="hal.reference.selection:select",
     doc="Lightning indexer: the best-scored visible entries of each token, for attn.attend.",
@@ -136,11 +137,11 @@ ATTEND = Contract(
         "-> out[tokens heads head_dim]:float, lse[tokens heads]:f32"
     ),
     reference="hal.reference.attention:attend",
-    doc="One softmax over a token's window and its compressed entries (listed, a visible prefix, or none), keys and values "
-    "shared, with a sink per head.",
+    doc="One softmax over a token's window and its compressed entries (listed, a visible prefix, or none), keys and "
+    "values shared, with a sink per head.",
     edges={
-        "row -1": "-1 anywhere in a list is skipped, at its front and in its middle too; an entry counts as often as it is "
-        "listed. A call may promise layouts rows=selected: min(top_k, visible) different visible entries, then -1.",
+        "row -1": "-1 anywhere in a list is skipped, at its front and in its middle too; an entry counts as often as it "
+        "is listed. A call may promise layouts rows=selected: min(top_k, visible) different visible entries, then -1.",
         "nothing seen": "A query that sees nothing has out 0 and lse +inf.",
         "masked block": "Any number of leading -1 changes nothing: no NaN from a first block without rows.",
         "sink": "The sink adds exp(sink) to the denominator only; lse does not contain it.",

@@ -46,7 +46,8 @@ DISPATCH = Contract(
         "experts: int, activation: str -> dispatched: Dispatched"
     ),
     reference="hal.reference.experts:dispatch",
-    doc="Quantise hidden states and bring a copy to every expert they were routed to, over a group or within one process.",
+    doc="Quantise hidden states and bring a copy to every expert they were routed to, over a group or within one "
+    "process.",
     edges={
         "unused slot": UNUSED,
         "order": "Rows are grouped by expert; their order within an expert is free.",
@@ -63,7 +64,9 @@ DISPATCH = Contract(
 EXPERTS = Contract(
     name="moe.experts",
     version=1,
-    signature="dispatched: Dispatched, w13: Weight, w2: Weight; clamp: float, activation: str -> rows[rows hidden]:float",
+    signature=(
+        "dispatched: Dispatched, w13: Weight, w2: Weight; clamp: float, activation: str -> rows[rows hidden]:float"
+    ),
     reference="hal.reference.experts:experts",
     doc="Two products per row with a clamped SwiGLU between them; the routing weight multiplies before the second one.",
     edges={
