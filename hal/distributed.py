@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hal.errors import ContractError
+
 __all__ = ["Exchange", "Group", "TorchGroup"]
 
 
@@ -90,7 +92,11 @@ class Exchange:
     def plan(cls, group: Group, counts: Tensor) -> Exchange:
         """Tell every process how many rows it gets; `counts` int64 [experts], this process's rows of each expert."""
         if len(counts) % group.size:
-            raise ValueError(f"{len(counts)} experts do not divide among {group.size} processes")
+            raise ContractError(
+                f"{len(counts)} experts do not divide among {group.size} processes",
+                where="moe.dispatch",
+                fix="take a group whose size divides the number of experts",
+            )
         outgoing = counts.view(group.size, -1)
         one = [1] * group.size
         incoming = group.all_to_all(outgoing, one, one)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hal.dispatched import Dispatched
 from hal.distributed import Exchange
+from hal.errors import ContractError
 from hal.formats import PackedWeight, Quantized, quantize, simulate
 from hal.reference import working
 
@@ -68,7 +69,7 @@ def _scores(logits: Tensor, scoring: str) -> Tensor:
         return logits.sigmoid()
     if scoring == "softmax":
         return logits.softmax(-1)
-    raise ValueError(f"unknown scoring {scoring!r}")
+    raise ContractError(f"unknown scoring {scoring!r}", where="moe.route", fix="take sqrtsoftplus, sigmoid or softmax")
 
 
 def dispatch(
@@ -105,9 +106,8 @@ def dispatch(
         rows, factors = route.forward(rows), route.forward(factors)
         scales = None if scales is None else route.forward(scales)
         counts = route.counts
-    return Dispatched(
-        rows, scales, activation, factors, counts, index.view(tokens, top_k), tokens, top_k, x.dtype, route=route
-    )
+    back = index.view(tokens, top_k)
+    return Dispatched(rows, scales, activation, factors, counts, back, tokens, top_k, x.dtype, route=route)
 
 
 def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
@@ -160,8 +160,10 @@ def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Te
     """
     if dispatched.route is not None:
         if not isinstance(dispatched.route, Exchange):
-            raise TypeError(
-                f"rows went out by {type(dispatched.route).__name__}; only its own combine brings them back"
+            raise ContractError(
+                f"rows were dispatched with a way back of type {type(dispatched.route).__name__}",
+                where="moe.combine",
+                fix="take dispatch and combine of one backend",
             )
         rows = dispatched.route.backward(rows)
     wide = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).to(working(rows))
