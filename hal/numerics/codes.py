@@ -68,7 +68,7 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
     limit = rules.ratio * (1 + 4 / exact.numel() ** 0.5)
     unit = (own**2 + noise**2).sqrt()
     moved = torch.where(wrong & (unit > 0), (y - rounded) / unit.clamp_min(1e-300) * exact.sign(), 0.0)
-    bias, z = lean(moved, exact.isfinite() & (unit > 0))
+    bias, z = lean(moved, exact.isfinite() & (unit > 0), exact)
     # A point of the grid is never nearer than the nearest one; a row in 64 may have taken another scale.
     off_grid = int((error < own * (1 - 1e-9)).sum())
     scores = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from hal.numerics.precision import Precision
 from hal.numerics.rounding import accumulation
 
-__all__ = ["SoftmaxSum", "envelope", "index_scores_noise", "matmul_noise", "pool", "softmax_sum"]
+__all__ = ["SoftmaxSum", "envelope", "index_scores_noise", "matmul_noise", "pool_noise", "softmax_sum"]
 
 
 def envelope(a: Tensor, b: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ def softmax_sum(
     largest = finite.abs().amax(-1, keepdim=True)
     score_noise = score_noise + precision.unit * (finite.abs() + largest) + precision.relative("scores") * finite.abs()
     moved = (weights * score_noise) ** 2
-    rounded = (weights * precision.relative("weights")) ** 2
-    value_noise = (moved + rounded) @ rows**2 + moved.sum(-1, keepdim=True) * out**2
+    rounded = (weights * precision.relative("weights")) ** 2 + precision.smallest("weights") ** 2
     size = precision.sums(n, (weights**2 @ rows**2).sqrt(), out)
-    out_noise = (value_noise + size**2 + (precision.unit * out) ** 2).sqrt()
+    one_sided = (moved @ rows**2 + moved.sum(-1, keepdim=True) * out**2 + size**2 + (precision.unit * out) ** 2).sqrt()
+    out_noise = (rounded @ rows**2 + one_sided**2).sqrt()
 
     seen_weights = weights * (total - lse).exp()[..., None].nan_to_num(0.0, 0.0)
     lse_noise = ((seen_weights * score_noise) ** 2).sum(-1).sqrt() + precision.sums(
@@ -75,33 +75,19 @@ def softmax_sum(
         out.masked_fill(nothing[..., None], 0.0),
         lse.masked_fill(nothing, torch.inf),
         out_noise.masked_fill(nothing[..., None], 0.0),
-        size,
+        one_sided,
         lse_noise.masked_fill(nothing, 0.0),
     )
 
 
-def pool(
-    values: Tensor,
-    scores: Tensor,
-    precision: Precision,
-    value_noise: Tensor | float = 0.0,
-    score_noise: Tensor | float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Softmax over slots, per channel: values and scores [entries, slots, channels] -> pooled and its noise.
+def pool_noise(envelope: Tensor, size: Tensor, slots: int, precision: Precision) -> Tensor:
+    """Noise of a softmax-weighted sum over `slots` values per channel.
 
-    Scores of -inf are empty slots. `value_noise` and `score_noise` belong to the projections that made them.
+    envelope: sqrt(sum softmax(2 scores) values**2), which is not smaller than sqrt(sum (weights values)**2).
+    size: weighted mean of abs(scores): a float32 score errs by its last bit, and its weight by as much.
     """
-    values, scores = values.double(), scores.double()
-    weights = scores.softmax(1).nan_to_num(0.0)
-    values = torch.where(weights > 0, values, 0.0)
-    pooled = (weights * values).sum(1)
-    finite = scores.masked_fill(scores == -torch.inf, 0.0)
-    largest = finite.abs().amax(1, keepdim=True)
-    moved = score_noise + precision.unit * (1 + finite.abs() + largest)
-    squares = (weights * moved * (values - pooled[:, None])) ** 2 + (weights * value_noise) ** 2
-    squares = squares + (weights * values * (precision.relative("weights") + precision.unit)) ** 2
-    size = precision.sums(values.shape[1], (weights * values).norm(dim=1), pooled)
-    return pooled, (squares.sum(1) + size**2).sqrt()
+    relative = precision.unit * (3 + 2 * size) + precision.relative("weights")
+    return (relative + precision.sums(slots, torch.ones_like(envelope), torch.ones_like(envelope))) * envelope
 
 
 def index_scores_noise(

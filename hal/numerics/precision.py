@@ -41,6 +41,11 @@ class Precision:
         name: str = getattr(self, field)
         return 0.0 if name in ("float32", "float64") else relative_rounding(getattr(torch, name))
 
+    def smallest(self, field: str) -> float:
+        """Absolute noise of rounding an intermediate that is at most 1: float16 runs out of small numbers."""
+        name: str = getattr(self, field)
+        return float(torch.finfo(torch.float16).smallest_normal) * 2.0**-10 / 12**0.5 if name == "float16" else 0.0
+
     @property
     def unit(self) -> float:
         """Relative noise of elementary functions and scalings: two roundings of the working dtype."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hal.numerics.precision import Precision
 from hal.numerics.rounding import relative_rounding, ulp
 
-__all__ = ["grid_step", "quantiser_noise"]
+__all__ = ["grid_step", "quantiser_noise", "row_noise"]
 
 _E2M1_SPACING = 0.5  # below 2; it doubles with every binade above
 
@@ -35,14 +36,14 @@ def quantiser_noise(codes: Tensor, activation: str) -> Tensor:
     return relative * codes.double().abs()
 
 
-def row_noise(rows: Tensor, rope_dim: int, hadamard: bool, dtype: torch.dtype) -> Tensor:
+def row_noise(rows: Tensor, rope_dim: int, hadamard: bool, dtype: torch.dtype, precision: Precision) -> Tensor:
     """Noise of cache rows [n, dim] before their codes: a kernel may store the norm's result and the rotated row in
     `dtype`, or neither. A rotation mixes the errors of a pair, a Hadamard transform those of the whole row."""
-    relative = relative_rounding(dtype)
     size = rows.abs()
     if rope_dim:
         pairs = rows[..., -rope_dim:].reshape(*rows.shape[:-1], -1, 2).square().mean(-1, keepdim=True).sqrt()
         size = torch.cat([size[..., :-rope_dim], pairs.expand(*pairs.shape[:-1], 2).flatten(-2)], -1)
     if hadamard:
         size = rows.square().mean(-1, keepdim=True).sqrt().expand_as(rows)
-    return relative * (size**2 + rows**2).sqrt()
+    size = (size**2 + rows**2).sqrt()
+    return relative_rounding(dtype) * size + precision.sums(rows.shape[-1], size, size)

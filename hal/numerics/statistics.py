@@ -10,22 +10,26 @@ __all__ = ["first", "lean"]
 _FEWEST_ROWS = 16  # fewer independent samples say nothing about a bias
 
 
-def lean(e: Tensor, use: Tensor) -> tuple[float, float]:
-    """Mean and its z score, clustered by rows: errors that share a row are one sample."""
-    e = torch.where(use, e, 0.0)
-    rows = e.numel() // max(e.shape[-1], 1) if e.ndim else 1
-    width = e.shape[-1] if rows >= _FEWEST_ROWS else -(-e.numel() // (2 * _FEWEST_ROWS))  # a few long rows are cut
-    pad = -e.numel() % width
-    sums = torch.nn.functional.pad(e.reshape(-1), (0, pad)).view(-1, width).sum(1)
-    counts = torch.nn.functional.pad(use.reshape(-1).double(), (0, pad)).view(-1, width).sum(1)
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    clusters = len(counts)
-    if clusters < _FEWEST_ROWS:
+def lean(e: Tensor, use: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Mean of signed errors `e` where `use` is true, and its z score.
+
+    Errors that share a row are one sample, and rows of equal `reference` are the same one.
+    """
+    if not e.ndim or not e.numel():
+        return 0.0, 0.0
+    sums, counts, keys = (
+        x.sum(-1).flatten() for x in (torch.where(use, e, 0.0), use.double(), reference.where(use, 0.0))
+    )
+    keys, order = keys[counts > 0].sort()
+    different = torch.ones_like(keys, dtype=torch.bool)
+    different[1:] = keys[1:] != keys[:-1]
+    sums, counts = sums[counts > 0][order][different], counts[counts > 0][order][different]
+    if len(counts) < _FEWEST_ROWS:
         return 0.0, 0.0
     n = float(counts.sum())
     mean = float(sums.sum()) / n
     spread = float((sums - counts * mean).square().sum().sqrt()) / n
-    few = 1 + 8 / clusters  # Student's tails for few samples
+    few = 1 + 8 / len(counts)  # Student's tails for few samples
     return mean, mean / max(spread * few, 1e-300)
 
 

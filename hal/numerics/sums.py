@@ -66,7 +66,7 @@ def judge_sums(got: Tensor, want: Sums, rules: Rules = DEFAULT, output: str = ""
     nearest = torch.where(use, r.to(want.dtype).double(), 0.0).nan_to_num(posinf=0.0, neginf=0.0)
     ratio, limit = _ratio(error / unit, live, want, r, nearest, unit, rules)
     # Rounding to nearest may itself lean on few or repeated values, so the lean is counted from there.
-    bias, z = lean((y - nearest) / unit * r.sign(), live)
+    bias, z = lean((y - nearest) / unit * r.sign(), live, r)
     tolerated = rules.bias
     if want.one_sided is not None:
         tolerated += float((want.one_sided / unit).expand_as(r)[live].mean()) if bool(live.any()) else 0.0

@@ -7,21 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hal.numerics import (
-    Exact,
-    Grid,
-    Rules,
-    Selection,
-    Sums,
-    Verdict,
-    judge_exact,
-    judge_grid,
-    judge_selection,
-    judge_sums,
-)
+from hal.numerics import Exact, Grid, Rules, Selection, Sums, Verdict, Want, judge
 from hal.numerics.rounding import storage_noise
 from tools.planted import foreign
-from tools.planted.trial import Outputs, Trial, Want, expected
+from tools.planted.trial import Outputs, Trial, expected
 
 SCALES = (1 / 64, 32.0)
 
@@ -42,14 +31,6 @@ class Run:
     accepted: dict[str, bool]
     flipped: dict[str, bool]
     verdicts: tuple[Verdict, ...]
-
-
-def judge(got: Tensor, want: Want, rules: Rules) -> Verdict:
-    if isinstance(want, Sums):
-        return judge_sums(got, want, rules)
-    if isinstance(want, Exact):
-        return judge_exact(got, want)
-    return judge_selection(got, want, rules) if isinstance(want, Selection) else judge_grid(got, want, rules)
 
 
 def runs(trial: Trial, rules: Rules) -> list[Run]:

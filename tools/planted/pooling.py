@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hal.numerics import Sums
-from hal.numerics.noise import pool
+from hal.numerics.noise import pool_noise
 from hal.numerics.precision import Precision
 from tools.planted.trial import Trial, draw
 
@@ -57,7 +57,11 @@ def trial(ratio: int, data: str, seed: int) -> Trial:
         return torch.cat([previous, second], 1)
 
     values, scores = slots(kv, 0.0), slots(score, -torch.inf)
-    exact, noise = pool(values, scores, Precision())
+    weights = scores.double().softmax(1)
+    exact = (weights * values).sum(1)
+    envelope = (((2 * scores.double()).softmax(1) * values.double() ** 2).sum(1)).sqrt()
+    size = (weights * scores.nan_to_num(neginf=0.0).abs()).sum(1)
+    noise = pool_noise(envelope, size, values.shape[1], Precision())
     base = divided_last(values, scores)
     honest = {
         "divided last": base,

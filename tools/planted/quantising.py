@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hal.formats import quantize, simulate
 from hal.numerics import Exact, Grid
+from hal.numerics.precision import Precision
 from hal.numerics.quantisers import grid_step, quantiser_noise, row_noise
 from tools.planted.trial import Outputs, Trial, draw
 
@@ -91,7 +92,7 @@ def cache_rows(data: str, seed: int) -> Trial:
         return torch.cat([simulate(plain, "e4m3_64").double(), turned.to(_BF16).double()], -1)
 
     exact = rotated(norm(torch.float64))
-    want = Grid(exact, kept(exact), row_noise(exact, _ROPE, False, _BF16))
+    want = Grid(exact, kept(exact), row_noise(exact, _ROPE, False, _BF16, Precision()))
     f32, low = norm(torch.float32), norm(torch.float32).to(_BF16).float()
     clean = kept(rotated(low).to(_BF16).float())
     plain = rotated(low).double()[:, : _DIM - _ROPE]

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hal.numerics import Exact, Grid, Selection, Sums
+from hal.numerics import Want
 
-Want = Sums | Selection | Grid | Exact
 Outputs = tuple[Tensor, ...]
 
 DATA = ("normal", "heavy tails", "outlier channels")
