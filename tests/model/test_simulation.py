@@ -1,8 +1,8 @@
 """Simulated quantisation on: equal to transformers with the official code's rounding put in by hand.
 
 The rounding here is written with ml_dtypes, apart from hal's formats. Rounding jumps: where the two sides differ by the
-last bit of float32 before a rounding, they differ by one code after it. So a few logits may differ a little; without the
-rounding, all do.
+last bit of float32 before a rounding, they differ by one code after it. So a few logits may differ a little; without
+the rounding, all do.
 """
 
 from __future__ import annotations

@@ -37,14 +37,14 @@ class Compressor(nn.Module):
 
     def __init__(self, weights: Weights, prefix: str, operators: Operators, operator: str, rope: Rope) -> None:
         super().__init__()
-        self.wkv = Linear(weights.plain(f"{prefix}wkv.weight"))
-        self.wgate = Linear(weights.plain(f"{prefix}wgate.weight"))
+        self.wkv = frozen(weights.plain(f"{prefix}wkv.weight"))
+        self.wgate = frozen(weights.plain(f"{prefix}wgate.weight"))
         self.ape = frozen(weights.full(f"{prefix}ape"))
         self.norm = Norm(weights.full(f"{prefix}norm.weight"), weights.config.rms_norm_eps)
         self.operator, self.rope = operators[operator], rope
 
     def forward(self, x: Tensor, batch: Batch, state: object, cache: object) -> None:
-        self.operator(x, self.wkv.weight, self.wgate.weight, self.ape, self.norm.weight, self.rope, batch, state, cache)
+        self.operator(x, self.wkv, self.wgate, self.ape, self.norm.weight, self.rope, batch, state, cache)
 
 
 class Indexer(nn.Module):
@@ -77,9 +77,11 @@ class Attention(nn.Module):
         self.heads, self.groups, self.eps = config.num_attention_heads, config.o_groups, config.rms_norm_eps
         self.rope = rope_of(config, layer)
         self.attn_sink = frozen(weights.full(f"{prefix}attn_sink"))
-        for name in ("wq_a", "wq_b", "wkv", "wo_b"):
-            self.add_module(name, Linear(weights.linear(prefix + name), operators.get(f"linear.{name}")))
-        self.wo_a = Linear(weights.dense(f"{prefix}wo_a"))
+        self.wq_a, self.wq_b, self.wkv, self.wo_b = (
+            Linear(weights.linear(prefix + name), operators.get(f"linear.{name}"))
+            for name in ("wq_a", "wq_b", "wkv", "wo_b")
+        )
+        self.wo_a = frozen(weights.dense(f"{prefix}wo_a"))
         self.q_norm = Norm(weights.full(f"{prefix}q_norm.weight"), self.eps)
         self.kv_norm = Norm(weights.full(f"{prefix}kv_norm.weight"), self.eps)
         self.compressor = self.indexer = None
@@ -105,5 +107,6 @@ class Attention(nn.Module):
         out, _ = self.attend(q, caches.window, caches.compressed, chosen, self.attn_sink, batch)
 
         out = rotate(out, cos, sin, inverse=True).flatten(1).unflatten(1, (self.groups, -1))
-        per_group = self.wo_a.weight.unflatten(0, (self.groups, -1))
-        return self.wo_b(torch.einsum("tgi,goi->tgo", out, per_group).flatten(1))
+        per_group = self.wo_a.unflatten(0, (self.groups, -1))
+        y: Tensor = self.wo_b(torch.einsum("tgi,goi->tgo", out, per_group).flatten(1))
+        return y

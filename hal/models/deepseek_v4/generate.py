@@ -162,7 +162,8 @@ class Session:
 
     def _choose(self, plan: list[tuple[Request, list[int]]], streams: Tensor) -> list[int]:
         """Let finished prefills and decodes choose; returns how many fed tokens of each request are now settled."""
-        rows, first = [], 0
+        rows: list[int] = []
+        first = 0
         for request, fed in plan:
             known = len(request.tokens) - request.computed
             rows += range(first + known - 1, first + len(fed)) if len(fed) >= known else []
@@ -200,7 +201,11 @@ class Session:
 
     def _draft(self, plan: list[tuple[Request, list[int]]], settled: list[int], streams: Tensor) -> None:
         """Advance the MTP block over the settled tokens; let it guess what follows each request's newest token."""
-        lengths, starts, slots, following, rows, going = [], [], [], [], [], []
+        lengths: list[int] = []
+        starts: list[int] = []
+        following: list[int] = []
+        rows: list[int] = []
+        going: list[Request] = []
         first = 0
         for (request, fed), count in zip(plan, settled, strict=True):
             if request.finish is None:
@@ -208,14 +213,13 @@ class Session:
                 going.append(request)
                 lengths.append(count)
                 starts.append(start)
-                slots.append(request.slot)
                 following += request.tokens[start + 1 : start + 1 + count]
                 rows += range(first, first + count)
             first += len(fed)
         if not rows:
             return
         device = self.model.device
-        batch = Batch.build(lengths, starts, slots, device)
+        batch = Batch.build(lengths, starts, [request.slot for request in going], device)
         kept = streams[torch.tensor(rows, dtype=torch.int64, device=device)]
         drafted = self.model.draft(kept, torch.tensor(following, dtype=torch.int64, device=device), batch, self.caches)
         last = torch.tensor(lengths, device=device).cumsum(0) - 1

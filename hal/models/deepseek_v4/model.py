@@ -62,7 +62,8 @@ class DraftBlock(Block):
         """Next tokens' embeddings `[tokens, hidden]` and main streams -> streams `[tokens, n, hidden]` to enter."""
         token = self.e_proj(self.enorm(embedded)).unsqueeze(-2)
         hidden = self.h_proj(self.hnorm(streams).flatten(0, 1)).view_as(streams)
-        return token + hidden
+        joined: Tensor = token + hidden
+        return joined
 
 
 class DeepseekV4(nn.Module):
@@ -175,15 +176,20 @@ class DeepseekV4(nn.Module):
 
         Returns streams for `draft_logits`; the logits at a position predict the token after next.
         """
-        block = self.mtp[index]
+        block = self._draft_block(index)
         joined = block.join(F.embedding(next_ids, self.embed), streams)
         out: Tensor = block(joined, next_ids, batch, caches.layers[self.config.num_hidden_layers + index])
         return out
 
     def draft_logits(self, streams: Tensor, index: int = 0) -> Tensor:
         """Logits `[rows, vocab]` float32 of an MTP block's streams."""
-        block = self.mtp[index]
+        block = self._draft_block(index)
         return self._project(block.norm(block.hc_head(streams)))
+
+    def _draft_block(self, index: int) -> DraftBlock:
+        block = self.mtp[index]
+        assert isinstance(block, DraftBlock)
+        return block
 
     def _project(self, x: Tensor) -> Tensor:
         return F.linear(wide(x), wide(self.head))
