@@ -28,7 +28,7 @@ from tools.planted.trial import DATA, Trial  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- begin: tools/calibrate_numerics.py -->", "<!-- end: tools/calibrate_numerics.py -->"
-FULL, QUICK = 8, 1  # seeds per configuration
+FULL, QUICK = 6, 1  # seeds per configuration
 ALLOWED = 0.01  # of the faults may be missed
 
 Job = tuple[Callable[..., Trial], tuple[object, ...]]

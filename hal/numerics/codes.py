@@ -70,7 +70,7 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
     moved = torch.where(wrong & (unit > 0), (y - rounded) / unit.clamp_min(1e-300) * exact.sign(), 0.0)
     bias, z = lean(moved, exact.isfinite() & (unit > 0), exact)
     # A point of the grid is never nearer than the nearest one; a row in 64 may have taken another scale.
-    off_grid = int((error < own * (1 - 1e-9)).sum())
+    off_grid = int((error < own * (1 - 1e-6)).sum())
     scores = {
         "grid": off_grid / max(exact.numel() / 64, 1),
         "codes": max(float(margins.max()), count / allowed if allowed else float(count > 0) * 2),

@@ -150,7 +150,7 @@ def _operands(
         "activation scales of the next token": (_float(replace(left, scales=_roll(left.scales, 0))), w),
         "weight scales one block off": (
             x,
-            _float(replace(right, scales=_roll(right.scales, -1 if right.scales.shape[-1] > 1 else 0))),
+            _float(replace(right, scales=_roll(right.scales, 0 if scheme == "w8a8_int8" else -1))),
         ),
     }
     if left.scales.shape[-1] > 1:
@@ -167,8 +167,9 @@ def _float(packed: Quantized | PackedWeight) -> Tensor:
     return packed.dequantize(torch.float32) if isinstance(packed, PackedWeight) else packed.dequantize().float()
 
 
-def _roll(scales: Tensor, dim: int) -> Tensor:
+def _roll(scales: Tensor | None, dim: int) -> Tensor:
     """Scales of the next block along `dim`; torch cannot roll one-byte floats."""
+    assert scales is not None
     return (
         scales.view(torch.uint8).roll(1, dim).view(scales.dtype) if scales.element_size() == 1 else scales.roll(1, dim)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -75,11 +75,11 @@ def _scaled(i: int, trial: Trial, got: Tensor, want: Want, scale: float) -> tupl
     if isinstance(want, Selection):
         return got, replace(want, scores=want.scores * scale, noise=want.noise * scale)
 
-    def times(x: Tensor | None) -> Tensor | None:
-        return None if x is None else (x.double() * scale).to(x.dtype)
+    def times(x: Tensor) -> Tensor:
+        return (x.double() * scale).to(x.dtype)
 
-    parts = {name: times(getattr(want, name)) for name in ("reference", "noise", "baseline", "one_sided", "jump")}
-    return (got.double() * scale).to(got.dtype), replace(want, **parts)
+    parts = {f.name: times(x) for f in fields(want) if isinstance(x := getattr(want, f.name), Tensor)}
+    return times(got), replace(want, **parts)  # type: ignore[arg-type]
 
 
 def _effect(outputs: Outputs, clean: Outputs | None, trial: Trial) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,8 +28,8 @@ class Trial:
     wants: tuple[Want, ...] | Callable[[Outputs], tuple[Want, ...]]
     depth: int
     clean: Outputs
-    honest: dict[str, Outputs] = field(default_factory=dict)
-    faulty: dict[str, Outputs] = field(default_factory=dict)
+    honest: Mapping[str, Outputs] = field(default_factory=dict)
+    faulty: Mapping[str, Outputs] = field(default_factory=dict)
     fixed: tuple[int, ...] = ()  # outputs that do not grow with the data
 
 
@@ -37,8 +37,7 @@ def draw(kind: str, shape: Sequence[int], rng: torch.Generator) -> Tensor:
     """float32 data: normal; Student's t with 3 degrees of freedom; 1 channel in 100 sixty times larger."""
     x = torch.randn(*shape, generator=rng)
     if kind == "heavy tails":
-        chi = sum(torch.randn(*shape, generator=rng) ** 2 for _ in range(3))
-        return x / (chi / 3).sqrt()
+        return x / torch.randn(3, *shape, generator=rng).square().mean(0).sqrt()
     if kind == "outlier channels":
         large = torch.rand(shape[-1], generator=rng) < 0.01
         return x * torch.where(large, 60.0, 1.0)
