@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hal.formats import Quantized
+
 __all__ = ["Dispatched"]
 
 
@@ -19,8 +21,8 @@ class Dispatched:
     dispatch into such a layout; `starts` says so to everyone else.
 
     Attributes:
-        rows: [rows, features], hidden states in the model's dtype, or their codes where `activation` quantises.
-        scales: [rows, blocks], the quantiser's scales, or None where `activation` is "none".
+        rows: [rows, features], codes of hidden states; values where `scales` is None.
+        scales: [rows, blocks], the quantiser's scales, of any strides; None where `activation` is "none".
         activation: name of the quantiser.
         weights: float32 [rows], routing weight of each row.
         counts: int64 [local experts], rows of each expert of this process.
@@ -48,3 +50,10 @@ class Dispatched:
     def offsets(self) -> Tensor:
         """int64 [local experts], first row of each expert."""
         return self.counts.cumsum(0) - self.counts if self.starts is None else self.starts
+
+    def values(self) -> Tensor:
+        """[rows, hidden], what the rows stand for: float32, or float64 where the model computes in it."""
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        if self.scales is None:
+            return self.rows.to(wide)
+        return Quantized(self.rows, self.scales, self.activation).dequantize(wide)

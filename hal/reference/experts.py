@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hal.dispatched import Dispatched
 from hal.distributed import Exchange
 from hal.errors import ContractError
-from hal.formats import PackedWeight, Quantized, quantize, simulate
+from hal.formats import PackedWeight, quantize, simulate
 from hal.reference import working
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def dispatch(
 
     Returns:
         Rows grouped by expert. Their order within an expert is free; here it is by source process, token and slot.
+        Codes carry no gradients: where `x` wants them, rows are the dequantised values and gradients pass straight
+        through the quantiser.
     """
     tokens, top_k = expert_ids.shape
     ids = expert_ids.flatten().to(torch.int64)
@@ -95,8 +97,8 @@ def dispatch(
     index = torch.full_like(ids, -1)
     index[order] = torch.arange(len(order), device=ids.device)
     token = order // max(top_k, 1)
-    if activation == "none":
-        rows, scales = x[token], None
+    if activation == "none" or (x.requires_grad and torch.is_grad_enabled()):
+        rows, scales = simulate(x, activation)[token], None
     else:
         quantized = quantize(x, activation)
         rows, scales = quantized.codes[token], quantized.scales[token]
@@ -126,7 +128,7 @@ def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clam
     Returns:
         [rows, hidden] in the model's dtype; padding rows are zero.
     """
-    rows = _dequantized(dispatched)
+    rows = dispatched.values()
     done = rows.new_zeros(rows.shape[0], w2.shape[-2])
     for expert, (start, count) in enumerate(
         zip(dispatched.offsets().tolist(), dispatched.counts.tolist(), strict=True)
@@ -139,12 +141,6 @@ def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clam
         inner = simulate(inner.to(dispatched.dtype), activation).to(rows.dtype)
         done = done.index_copy(0, own, F.linear(inner, w2[expert].dequantize(rows.dtype)))
     return done.to(dispatched.dtype)
-
-
-def _dequantized(dispatched: Dispatched) -> Tensor:
-    if dispatched.scales is None:
-        return dispatched.rows.to(working(dispatched.rows))
-    return Quantized(dispatched.rows, dispatched.scales, dispatched.activation).dequantize().to(torch.float32)
 
 
 def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Tensor:
