@@ -6,6 +6,7 @@ only `rank`, `size` and `all_to_all`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -59,16 +60,10 @@ class TorchGroup:
         return torch.distributed.get_world_size(self.process_group)
 
     def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        width = rows[:1].numel() * rows.element_size() if len(rows) else _row_bytes(rows)
-        flat = rows.contiguous().view(len(rows), -1) if rows.dim() > 1 else rows.contiguous().unsqueeze(1)
-        data = flat.view(torch.uint8)
-        got = data.new_empty(sum(received), width)
+        data = rows.contiguous().view(len(rows), math.prod(rows.shape[1:])).view(torch.uint8)
+        got = data.new_empty(sum(received), data.shape[1])
         torch.distributed.all_to_all_single(got, data, list(received), list(sent), group=self.process_group)
-        return got.view(rows.dtype).view(sum(received), *rows.shape[1:])
-
-
-def _row_bytes(rows: Tensor) -> int:
-    return rows.element_size() * int(torch.Size(rows.shape[1:]).numel())
+        return got.view(rows.dtype).view(len(got), *rows.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

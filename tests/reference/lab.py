@@ -47,7 +47,9 @@ def schedules(draw: st.DrawFn) -> Schedule:
     for _ in range(draw(st.integers(1, 4))):
         order = draw(st.permutations(range(requests)))
         steps.append(tuple((r, draw(CHUNKS)) for r in order[: draw(st.integers(0, requests))]))
-    return Schedule(tuple(steps), tuple(draw(st.permutations(range(requests + 1)))[:requests]), draw(st.integers(0, 99)))
+    return Schedule(
+        tuple(steps), tuple(draw(st.permutations(range(requests + 1)))[:requests]), draw(st.integers(0, 99))
+    )
 
 
 def cache(head_dim: int, slots: int, rows: int, seed: int = 0, name: str = "rows_f64", block: int = 4) -> KVCache:
@@ -81,4 +83,3 @@ def draw(seed: int) -> SimpleNamespace:
         normal=lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator),
         integers=lambda high, *shape: torch.randint(high, shape, generator=generator),
     )
-

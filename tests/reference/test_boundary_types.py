@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4RotaryEmbedding, apply_rotary_pos_emb
 
@@ -20,6 +20,7 @@ from . import lab
 REQUESTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 300)), max_size=4)
 
 
+@settings(max_examples=50, deadline=None)
 @given(requests=REQUESTS, ratio=st.sampled_from((1, 4, 128)))
 def test_batch_says_for_every_token_what_it_is(requests: list[tuple[int, int]], ratio: int) -> None:
     slots = range(10, 10 + len(requests))
@@ -62,6 +63,7 @@ def test_derived_values_are_made_once_per_owner() -> None:
     assert [derived(other, "a", make), derived(other, "a", make)] == [2, 2]
 
 
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 50), block=st.sampled_from((1, 3, 4)))
 def test_rows_follow_the_block_table(seed: int, block: int) -> None:
     cache = lab.cache(4, slots=3, rows=10, seed=seed, block=block)

@@ -62,7 +62,7 @@ def finished_by_hand(entry: list[float], norm: Tensor, position: int) -> list[fl
 
 
 @KINDS
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(schedule=lab.schedules())
 def test_entries_of_chunked_ragged_requests_equal_loops(schedule: lab.Schedule, ratio: int, overlap: bool) -> None:
     w, draw = weights(schedule.seed, ratio, overlap), lab.draw(schedule.seed + 1)
@@ -89,7 +89,7 @@ def test_entries_of_chunked_ragged_requests_equal_loops(schedule: lab.Schedule, 
 
 
 @KINDS
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(schedule=lab.schedules())
 def test_chunks_pool_as_one_shot_does(schedule: lab.Schedule, ratio: int, overlap: bool) -> None:
     w, draw = weights(schedule.seed, ratio, overlap), lab.draw(schedule.seed)
@@ -110,9 +110,7 @@ def test_chunks_pool_as_one_shot_does(schedule: lab.Schedule, ratio: int, overla
             pieces[r].append(piece)
     for request, (kv, score) in enumerate(tokens):
         alone = Batch.build([len(kv)], [0], [0])
-        once = compress_pool(
-            kv, score, w.ape, alone, lab.state(1, ratio, overlap, DIM), ratio=ratio, overlap=overlap
-        )
+        once = compress_pool(kv, score, w.ape, alone, lab.state(1, ratio, overlap, DIM), ratio=ratio, overlap=overlap)
         torch.testing.assert_close(torch.cat(pieces[request]), once, rtol=1e-12, atol=1e-12)
 
 

@@ -34,7 +34,7 @@ def score_by_hand(logits: list[float], scoring: str) -> list[float]:
 
 
 @SCORINGS
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), tokens=st.integers(0, 5), top_k=st.integers(1, 5), coarse=st.booleans())
 def test_routes_equal_loops(scoring: str, seed: int, tokens: int, top_k: int, coarse: bool) -> None:
     draw = lab.draw(seed)
@@ -140,7 +140,7 @@ def row_by_hand(x: Tensor, weight: float, w13: Tensor, w2: Tensor, clamp: float)
     return torch.tensor([sum(a * float(b) for a, b in zip(inner, row, strict=True)) for row in w2]).double()
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), tokens=st.integers(0, 4), top_k=st.integers(1, 3), residual=st.booleans())
 def test_layer_equals_loops(seed: int, tokens: int, top_k: int, residual: bool) -> None:
     x, ids, weights = _routed(seed, tokens, top_k)
@@ -167,7 +167,7 @@ def test_layer_equals_transformers() -> None:
     torch.testing.assert_close(y, module(x, ids, weights), rtol=0, atol=1e-5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 99), tokens=st.integers(0, 6), top_k=st.integers(1, 3),
     activation=st.sampled_from(("none", "e4m3_32", "e2m1_32", "int8_token")),
@@ -196,9 +196,9 @@ def test_pitfall_14_gate_is_clamped_from_above_only() -> None:
     ones[0, 0, 0] = ones[0, 1, 1] = 1  # gate is channel 0, up is channel 1
     w13, w2 = prepare(ones, "float64"), prepare(torch.ones(1, 2, 1).double(), "float64")
     x = torch.tensor([[-9.0, 1], [9, 1], [1, -9], [1, 9], [-9, -9]]).double()
-    y = ffn(
-        x, torch.zeros(5, 1).int(), torch.ones(5, 1), w13, w2, None, None, experts=1, clamp=2.0, activation="none"
-    )[:, 0]
+    y = ffn(x, torch.zeros(5, 1).int(), torch.ones(5, 1), w13, w2, None, None, experts=1, clamp=2.0, activation="none")[
+        :, 0
+    ]
     silu = torch.nn.functional.silu
     gates, ups = torch.tensor([-9.0, 2, 1, 1, -9]).double(), torch.tensor([1.0, 1, -2, 2, -2]).double()
     torch.testing.assert_close(y, silu(gates) * ups)
@@ -317,7 +317,8 @@ def test_gradients() -> None:
 def test_gradients_of_routes(scoring: str) -> None:
     logits = lab.draw(8).normal(3, EXPERTS).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: route(z, torch.arange(EXPERTS).double(), None, None, top_k=2, scoring=scoring, scale=1.5)[0], (logits,)
+        lambda z: route(z, torch.arange(EXPERTS).double(), None, None, top_k=2, scoring=scoring, scale=1.5)[0],
+        (logits,),
     )
 
 

@@ -35,7 +35,7 @@ def score_by_hand(q: Tensor, weights: Tensor, key: Tensor, scale: float) -> floa
     return scale * sum(float(w) * max(dot, 0.0) for w, dot in zip(weights, dots, strict=True))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(schedule=lab.schedules())
 def test_scores_of_ragged_batches_equal_loops(schedule: lab.Schedule) -> None:
     draw = lab.draw(schedule.seed)
@@ -53,7 +53,7 @@ def test_scores_of_ragged_batches_equal_loops(schedule: lab.Schedule) -> None:
             assert (scores[at, visible:] == -torch.inf).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(schedule=lab.schedules(), top_k=st.integers(1, 6))
 def test_chosen_entries_are_the_best_visible_ones(schedule: lab.Schedule, top_k: int) -> None:
     draw = lab.draw(schedule.seed)
@@ -102,9 +102,7 @@ def test_negative_weights_make_scores_negative() -> None:
     q = torch.zeros(1, 1, DIM).double()
     q[0, 0, 0] = 1
     batch, weights = Batch.build([1], [11], [0]), -torch.ones(1, 1).double()
-    rows = select(
-        q, weights, ROPE, batch, _filled([keys], (0,)), top_k=2, ratio=4, hadamard=False, scale=0.5
-    )
+    rows = select(q, weights, ROPE, batch, _filled([keys], (0,)), top_k=2, ratio=4, hadamard=False, scale=0.5)
     assert rows.tolist() == [[0, 2]]
 
 
