@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as theirs
 
@@ -211,8 +210,9 @@ def _config(**changes: object) -> transformers.DeepseekV4Config:
     }  # fmt: skip
     return transformers.DeepseekV4Config(
         hidden_size=24, head_dim=32, index_head_dim=32, index_n_heads=16, index_topk=4, q_lora_rank=8,
-        num_attention_heads=4, num_hidden_layers=2, compress_rates={"compressed_sparse_attention": 4,
-        "heavily_compressed_attention": 16}, layer_types=["compressed_sparse_attention", "heavily_compressed_attention"],
+        num_attention_heads=4, num_hidden_layers=2, 
+        compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
+        layer_types=["compressed_sparse_attention", "heavily_compressed_attention"],
         rope_parameters={"main": {"rope_type": "default", "rope_theta": 1e4} | fraction, "compress": yarn | fraction},
         sliding_window=8, **changes,
     )  # fmt: skip
@@ -322,11 +322,11 @@ def test_parts_may_be_replaced() -> None:
         store=lambda *a: seen.append("store") or store(*a, hadamard=False, eps=EPS),
     )
     made: list[KVCache] = []
-    for given in (parts, None):
+    for own in (parts, None):
         made.append(lab.cache(DIM, 1, 4))
         compress(
             lab.draw(1).normal(9, HIDDEN), w.wkv, w.wgate, w.ape, w.norm, ROPE, Batch.build([9], [0], [0]), state,
-            made[-1], ratio=4, overlap=True, hadamard=False, eps=EPS, parts=given,
+            made[-1], ratio=4, overlap=True, hadamard=False, eps=EPS, parts=own,
         )  # fmt: skip
     assert seen == ["pool", "store"]
     torch.testing.assert_close(made[0].pages, made[1].pages, equal_nan=True)

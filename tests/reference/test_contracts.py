@@ -1,0 +1,79 @@
+"""What contracts declare agrees with what references take, and every one is complete."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from hal.errors import UnknownName
+from hal.formats import ACTIVATIONS, SCHEMES
+from hal.ops import CONTRACTS, get, matmul
+
+EACH = pytest.mark.parametrize("name", CONTRACTS)
+
+
+def reference(name: str) -> Any:
+    module, function = CONTRACTS[name].reference.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def declared(name: str) -> tuple[list[str], list[str]]:
+    """Arguments and attributes as the signature's text has them."""
+    inputs, _ = str(CONTRACTS[name].signature).split("->")
+    tensors, _, attributes = inputs.partition(";")
+    return re.findall(r"(\w+)[!?]*(?:\[|:\s*[A-Z])", tensors), re.findall(r"(\w+):", attributes)
+
+
+def test_all_thirteen_are_there() -> None:
+    assert sorted(CONTRACTS) == sorted(
+        ["attn.compress", "attn.compress_pool", "attn.store", "attn.select", "attn.index_scores", "attn.attend"]
+        + ["moe.route", "moe.dispatch", "moe.experts", "moe.combine", "moe.ffn", "quant.quantize", "quant.matmul"]
+    )
+
+
+@EACH
+def test_reference_takes_what_the_signature_declares(name: str) -> None:
+    parameters = inspect.signature(reference(name)).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "parts"]
+    assert (positional, keywords) == declared(name)
+    assert any(p.name == "parts" for p in parameters) == bool(CONTRACTS[name].parts)
+
+
+@EACH
+def test_every_edge_and_every_argument_is_said(name: str) -> None:
+    contract = CONTRACTS[name]
+    assert contract.doc.endswith(".")
+    assert "empty" in contract.edges
+    assert all(sentence.endswith(".") for sentence in contract.edges.values())
+    text = inspect.getdoc(reference(name)) or ""
+    assert text.startswith(f"`{name}`")
+
+
+@EACH
+def test_parts_take_attributes_from_their_composite(name: str) -> None:
+    for part in CONTRACTS[name].parts:
+        assert set(declared(part)[1]) <= set(declared(name)[1])
+
+
+def test_choices_are_those_of_the_formats() -> None:
+    assert matmul.ACTIVATIONS == ACTIVATIONS
+    assert matmul.SCHEMES == SCHEMES
+
+
+def test_unknown_names_get_a_hint() -> None:
+    assert get("attn.attend") is CONTRACTS["attn.attend"]
+    with pytest.raises(UnknownName, match=r"did you mean 'attn\.attend'"):
+        get("attn.atend")
+
+
+def test_contracts_need_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import hal.ops; print(len(hal.ops.CONTRACTS))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "13", done.stderr
