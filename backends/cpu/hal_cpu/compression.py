@@ -7,6 +7,7 @@ rows or in its request's state. Long batches advance in pieces, as chunked prefi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,7 +50,10 @@ def compress(
         first += piece.tokens
         pooled = compress_pool(rows @ to_value, rows @ to_score, ape, piece, state, ratio=ratio, overlap=overlap)
         entries = piece.entries(ratio)
-        slots = cache.physical(piece.slots[entries.request], entries.index)
+        slots = piece.derive(
+            ("rows of entries", ratio, cache.layout.block_size, id(cache.block_table)),
+            partial(cache.physical, piece.slots[entries.request], entries.index),
+        )
         store(pooled.to(x.dtype), norm, rope, entries.positions, slots, cache, hadamard=hadamard, eps=eps)
 
 

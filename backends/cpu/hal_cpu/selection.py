@@ -39,6 +39,7 @@ def select(
 ) -> Tensor:
     """`attn.select`: q[tokens, index_heads, index_dim], weights[tokens, index_heads] -> rows[tokens, top_k] int32."""
     rows = torch.full((q.shape[0], top_k), -1, dtype=torch.int32)
+    turn = batch.derive(("rope", rope), lambda: rope.cos_sin(batch.positions))
     for span in spans(batch):
         for block in span.blocks(block_size(QUERIES, span.end // ratio)):
             visible = block.visible(ratio, q.device).unsqueeze(1)
@@ -46,7 +47,7 @@ def select(
             if entries <= top_k:  # everything visible is chosen
                 chosen = torch.arange(entries)
             else:
-                queries = _prepared(q[block.tokens], rope, block, cache, hadamard)
+                queries = _prepared(q[block.tokens], *(table[block.tokens] for table in turn), cache, hadamard)
                 scores = _scores(queries, weights[block.tokens], block, cache, entries, scale)
                 scores.masked_fill_(torch.arange(entries) >= visible, float("-inf"))
                 chosen = best(scores, top_k, ordered=False)
@@ -70,9 +71,8 @@ def index_scores(
     return scores
 
 
-def _prepared(q: Tensor, rope: Rope, block: Span, cache: KVCache, hadamard: bool) -> Tensor:
+def _prepared(q: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, hadamard: bool) -> Tensor:
     """Queries as the cache's rows were stored: rotated, transformed, quantised."""
-    cos, sin = (table.unsqueeze(1) for table in rope.cos_sin(block.positions(q.device)))
     q = rotate(q, cos, sin)
     if hadamard:
         q = hadamard_transform(q)
