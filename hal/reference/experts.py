@@ -195,7 +195,8 @@ def ffn(
             combine=combine,
         )
     dispatched = parts.dispatch(x, expert_ids, weights, group)
-    return parts.combine(parts.experts(dispatched, w13, w2), dispatched, residual)
+    y: Tensor = parts.combine(parts.experts(dispatched, w13, w2), dispatched, residual)
+    return y
 
 
 _experts = experts  # `ffn` has an attribute of this name

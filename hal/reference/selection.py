@@ -58,7 +58,7 @@ def select(
     q = rotate(q, cos, sin)
     if hadamard:
         q = hadamard_transform(q)
-    scores = parts.index_scores(simulate(q, cache.layout.index_activation), weights, batch, cache)
+    scores: Tensor = parts.index_scores(simulate(q, cache.layout.index_activation), weights, batch, cache)
     order = scores.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     rows = order.new_full((batch.tokens, top_k), -1, dtype=torch.int32)
     rows[:, : order.shape[1]] = torch.where(order < batch.visible(ratio)[:, None], order, -1).to(torch.int32)

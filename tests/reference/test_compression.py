@@ -331,3 +331,18 @@ def test_parts_may_be_replaced() -> None:
     assert seen == ["pool", "store"]
     torch.testing.assert_close(made[0].pages, made[1].pages, equal_nan=True)
     assert cache.pages.isnan().all()
+
+
+@KINDS
+@pytest.mark.parametrize("cut", [1, 5, 9])
+def test_pitfall_18_a_saved_state_continues_in_another_slot(ratio: int, overlap: bool, cut: int) -> None:
+    draw, width = lab.draw(cut), DIM * (1 + overlap)
+    kv, score, ape = draw.normal(30, width), draw.normal(30, width), draw.normal(ratio, width)
+    attributes = {"ratio": ratio, "overlap": overlap}
+    once = compress_pool(kv, score, ape, Batch.build([30], [0], [0]), lab.state(1, ratio, overlap, DIM), **attributes)
+    here, there = lab.state(1, ratio, overlap, DIM), lab.state(3, ratio, overlap, DIM)
+    first = compress_pool(kv[:cut], score[:cut], ape, Batch.build([cut], [0], [0]), here, **attributes)
+    there.tensor[2] = here.tensor[0]
+    rest = Batch.build([30 - cut], [cut], [2])
+    second = compress_pool(kv[cut:], score[cut:], ape, rest, there, **attributes)
+    torch.testing.assert_close(torch.cat([first, second]), once)
