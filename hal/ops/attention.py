@@ -141,7 +141,7 @@ ATTEND = Contract(
     "values shared, with a sink per head.",
     edges={
         "row -1": "-1 anywhere in a list is skipped, at its front and in its middle too; an entry counts as often as "
-        "it is listed. A call may promise layouts rows=selected: min(top_k, visible) different visible entries, then -1.",
+        "it is listed. A call may promise layouts rows=selected: min(top_k, visible) different entries, then -1.",
         "nothing seen": "A query that sees nothing has out 0 and lse +inf.",
         "masked block": "Any number of leading -1 changes nothing: no NaN from a first block without rows.",
         "sink": "The sink adds exp(sink) to the denominator only; lse does not contain it.",
