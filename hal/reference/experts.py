@@ -138,7 +138,7 @@ def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clam
         own = torch.arange(start, start + count, device=rows.device)
         gate, up = F.linear(rows[own], w13[expert].dequantize(rows.dtype)).chunk(2, dim=-1)
         inner = F.silu(gate.clamp(max=clamp)) * up.clamp(-clamp, clamp) * dispatched.weights[own, None].to(rows.dtype)
-        inner = simulate(inner.to(dispatched.dtype), activation).to(rows.dtype)
+        inner = simulate(inner.to(dispatched.dtype).to(rows.dtype), activation)
         done = done.index_copy(0, own, F.linear(inner, w2[expert].dequantize(rows.dtype)))
     return done.to(dispatched.dtype)
 

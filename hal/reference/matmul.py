@@ -49,4 +49,4 @@ def matmul(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
         plain schemes. Zero tokens give an empty tensor.
     """
     work = working(x)
-    return F.linear(formats.simulate(x, activation).to(work), weight.dequantize(work)).to(x.dtype)
+    return F.linear(formats.simulate(x.to(work), activation), weight.dequantize(work)).to(x.dtype)

@@ -162,5 +162,5 @@ def _expert(
     """Clamped SwiGLU of one expert's rows, the routing weight before the second product, rounded to `dtype`."""
     gate, up = multiply(x, w13, expert).chunk(2, dim=-1)
     inner = F.silu(gate.clamp(max=clamp)).mul_(up.clamp(-clamp, clamp)).mul_(factor.unsqueeze(1))
-    rounded = simulate(inner.to(dtype), activation).to(x.dtype)
+    rounded = simulate(inner.to(dtype).to(x.dtype), activation)
     return multiply(rounded, w2, expert).to(dtype)

@@ -26,7 +26,7 @@ def quantize(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
 
 def matmul(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     """`quant.matmul`: x[tokens, features] -> y[tokens, outputs] in the dtype of `x`."""
-    rounded = formats.simulate(x, activation).to(working_dtype(x))
+    rounded = formats.simulate(x.to(working_dtype(x)), activation)
     return multiply(rounded, weight).to(x.dtype)
 
 
