@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hal.formats import Quantized, simulate
+from hal.formats import quantize as quantize_rows
 from hal.numerics.arguments import exact
 from hal.numerics.codes import Exact, Grid
 from hal.numerics.expectation import Part, output
@@ -31,28 +32,28 @@ def activation_noise(x: Tensor, activation: str) -> Tensor | None:
     return rounded(quantiser_noise(x, activation), step)
 
 
-def codes(x: Tensor, got: Quantized) -> tuple[Tensor, Grid]:
-    """Decoded values of `got`, and what exact activations `x` [.., features] should be on the quantiser's grid."""
+def codes(x: Tensor, activation: str) -> Grid:
+    """What exact activations `x` [.., features] should be on the grid of quantiser `activation`, as values."""
     exact = x.double()
-    rounded_x = simulate(exact, got.name).double()
-    want = Grid(exact, rounded_x, quantiser_noise(exact, got.name), grid_step(exact, got.name))
-    return got.dequantize(torch.float64), want
+    values = quantize_rows(exact, activation).dequantize(torch.float64)
+    return Grid(exact, values, quantiser_noise(exact, activation), grid_step(exact, activation))
 
 
 def quantize(
     reference: Reference, arguments: Sequence[Any], attributes: dict[str, Any], precision: Precision | None
 ) -> list[Part]:
-    """`quant.quantize`: codes and scales."""
+    """`quant.quantize`: codes, judged as the values they stand for, and scales."""
     (x,) = arguments
     activation = attributes["activation"]
-    _, scales = reference(x, **attributes)
+    wanted, scales = reference(x, **attributes)
 
-    def decoded(outputs: Sequence[Any], _: Sequence[Any]) -> Tensor:
-        found: Tensor = codes(x, Quantized(outputs[0].to("cpu"), scales, activation))[0]
-        return found
+    def values(outputs: Sequence[Any], _: Sequence[Any]) -> Tensor:
+        got = outputs[0].to("cpu")
+        if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(f"codes {got.dtype} {list(got.shape)}, wanted {wanted.dtype} {list(wanted.shape)}")
+        return Quantized(got, scales, activation).dequantize(torch.float64)
 
-    want = codes(x, Quantized(*reference(x, **attributes), activation))[1]
-    return [Part("codes", decoded, want), output(1, "scales", Exact(scales))]
+    return [Part("codes", values, codes(x, activation)), output(1, "scales", Exact(scales))]
 
 
 def matmul(

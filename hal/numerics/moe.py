@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hal.dispatched import Dispatched
-from hal.formats import PackedWeight, Quantized, simulate
+from hal.formats import PackedWeight, simulate
 from hal.numerics.arguments import dequantised, exact
 from hal.numerics.codes import Exact
 from hal.numerics.expectation import Part, output
@@ -73,25 +73,13 @@ def dispatch(
         return _ranks(index - got.offsets().to("cpu")[expert], expert)
 
     ids = expert_ids.long()[used]
-    want = (
-        codes(
-            x[token],
-            Quantized(wanted.rows[wanted.index[used]], _pick(wanted.scales, wanted.index[used]), wanted.activation),
-        )[1]
-        if wanted.scales is not None
-        else Exact(x[token].double())
-    )
+    want = Exact(x[token].double()) if wanted.scales is None else codes(x[token], wanted.activation)
     return [
         Part("rows", rows, want),
         Part("counts", lambda outputs, _: outputs[0].counts, Exact(wanted.counts)),
         Part("segments", segments, Exact(_ranks(wanted.index[used] - wanted.offsets()[ids], ids))),
         Part("weights", lambda outputs, _: outputs[0].weights.to("cpu")[own(outputs)[1]], Exact(weights[used])),
     ]
-
-
-def _pick(scales: Tensor | None, index: Tensor) -> Tensor:
-    assert scales is not None
-    return scales.view(torch.uint8)[index].view(scales.dtype) if scales.element_size() == 1 else scales[index]
 
 
 def _ranks(place: Tensor, expert: Tensor) -> Tensor:
@@ -192,7 +180,7 @@ def ffn(
                 (one_sided, found.one_sided),
             ):
                 sums.index_add_(0, token, term)
-            jump = torch.maximum(jump, torch.zeros_like(jump).index_reduce_(0, token, found.jump, "amax"))
+            jump[token] = torch.maximum(jump[token], found.jump)  # an expert has a token once
     base = reference(*arguments, **attributes)
     size = precision.sums(weights.shape[1] + 1, sizes.sqrt(), total)
     want = Sums(total, (squares + size**2).sqrt(), base.dtype, base, one_sided + size, jump)
