@@ -69,6 +69,18 @@ class KVCache:
         """Dequantised rows [n, head_dim] at physical rows (int64 [n]); zeros for -1."""
         return self.layout.read(self.pages, physical, dtype)
 
+    def read_run(self, slot: int | Tensor, low: int, high: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantised rows `low..high-1` of the request in `slot`: [high - low, head_dim]; zeros where none is mapped.
+
+        As `read` of their physical rows, but a page is looked up and copied as a whole.
+        """
+        size = self.layout.block_size
+        first = low // size
+        page = self.block_table[slot, first : -(-high // size)].to(torch.int64)
+        rows = self.layout.read_pages(self.pages, page, dtype)[low - first * size : high - first * size]
+        beyond = high - low - len(rows)
+        return torch.cat([rows, rows.new_zeros(beyond, rows.shape[1])]) if beyond else rows
+
     def canonical(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Every row of every page, dequantised: [blocks, block_size, head_dim]."""
         size = self.layout.block_size

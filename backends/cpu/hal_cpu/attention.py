@@ -127,14 +127,15 @@ class _Compressed:
         """Each query against its own rows, a few queries at a time."""
         assert self.cache is not None
         part = _empty(queries)
+        missing = rows < 0
+        physical = block.physical(self.cache, rows.clamp_min(0))  # row 0 was written: some row is listed
         step = max(1, GATHERED_FLOATS // (rows.shape[1] * queries.shape[-1]))
-        for piece in block.blocks(step):
-            at = slice(piece.first - block.first, piece.first - block.first + piece.length)
-            missing = rows[at] < 0
-            keys = block.gather(self.cache, rows[at].clamp_min(0), queries.dtype)  # row 0 was written: some row is listed
+        for low in range(0, block.length, step):
+            at = slice(low, low + step)
+            keys = self.cache.read(physical[at].flatten(), queries.dtype).unflatten(0, (-1, rows.shape[1]))
             scores = torch.bmm(queries[at], keys.transpose(1, 2))
-            if missing.any():
-                scores.masked_fill_(missing.unsqueeze(1), float("-inf"))
+            if missing[at].any():
+                scores.masked_fill_(missing[at].unsqueeze(1), float("-inf"))
             part.out[at], part.lse[at] = attention(scores, keys)
         return part
 

@@ -49,13 +49,12 @@ class Span(NamedTuple):
 
     def read(self, cache: KVCache, low: int, high: int, dtype: torch.dtype) -> Tensor:
         """Rows `low..high-1` of the request, dequantised, [high - low, head_dim]."""
-        rows = torch.arange(low, high, device=self.slot.device)
-        return cache.read(cache.physical(self.slot.expand(high - low), rows), dtype)
+        return cache.read_run(self.slot, low, high, dtype)
 
-    def gather(self, cache: KVCache, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """The listed rows (int64, none negative) of the request, [*rows.shape, head_dim]."""
+    def physical(self, cache: KVCache, rows: Tensor) -> Tensor:
+        """Physical rows of rows of the request, int64 like `rows`."""
         flat = rows.reshape(-1)
-        return cache.read(cache.physical(self.slot.expand(flat.numel()), flat), dtype).unflatten(0, rows.shape)
+        return cache.physical(self.slot.expand(len(flat)), flat).view(rows.shape)
 
 
 def spans(batch: Batch) -> Iterator[Span]:
