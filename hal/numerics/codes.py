@@ -52,10 +52,10 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
     noise = want.noise.double().expand_as(exact)
     own = (rounded - exact).abs()
     # The nearest point to x' with |x' - x| <= d is no farther from x than the nearest one to x, plus 2d.
-    bound = own + 2 * rules.noise * noise + 1e-12 * exact.abs()
+    slack = 2 * rules.noise * noise + 1e-12 * exact.abs()
     wrong = (y != rounded) & ~(y.isnan() & rounded.isnan())
     error = torch.where(wrong, (y - exact).abs(), own).nan_to_num(torch.inf, torch.inf)
-    margins = torch.where(wrong, error / bound.clamp_min(1e-300), 0.0)
+    margins = torch.where(wrong, (error - own) / slack.clamp_min(1e-300), 0.0)
     count, allowed = int(wrong.sum()), torch.inf
     if want.step is not None:
         midpoint = (want.step.double() / 2 - own).clamp_min(0)
@@ -89,7 +89,7 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
         coordinate=place,
         got=float(y[place]),
         wanted=float(rounded[place]),
-        bound=float(bound[place]),
+        bound=float((own + slack)[place]),
         margin=max(scores.values()),
         ratio=ratio,
         bias=bias,

@@ -126,8 +126,8 @@ def _expert(
     dtype: torch.dtype,
     precision: Precision,
 ) -> Rows:
-    both = (w[e].dequantize(torch.float64) for w in (w13, w2))
-    return expert_rows(x, factor, *both, attributes["clamp"], attributes["activation"], dtype, precision)
+    up, down = w13[e].dequantize(torch.float64), w2[e].dequantize(torch.float64)
+    return expert_rows(x, factor, up, down, attributes["clamp"], attributes["activation"], dtype, precision)
 
 
 def _sums(rows: list[Rows], base: Tensor) -> Sums:

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-pytest.importorskip("tools.calibrate_numerics", reason="the experiment ships with the repository, not with the package")
-
 from tools.calibrate_numerics import jobs, measure, verdict
 from tools.planted import report
 
@@ -19,7 +17,7 @@ def found():
 def test_no_honest_kernel_is_rejected_and_faults_are_found(found):
     rejected, missed, real = verdict(found)
     assert rejected == 0, [f"{r.family} {r.name} {r.kernel}" for r in found if r.real is None and not r.accepted["hal"]]
-    assert real > 300
+    assert real > 600
     assert missed <= 0.01 * real, [f"{r.family} {r.name} {r.kernel}" for r in found if r.real and r.accepted["hal"]]
 
 
