@@ -20,7 +20,7 @@ from hal.models.deepseek_v4.writer import official_weights
 from . import conftest as lab
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3]
-CONFIG = lab.tiny(hidden_size=64, moe_intermediate_size=32)
+CONFIG = lab.tiny(hidden_size=64, head_dim=72, index_head_dim=32, moe_intermediate_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
         "`layers.0.attn.wq_a.scale` is [2, 2] of F32, not [1, 1]",
     ),
     "storage": (
-        lambda s: s.update({"layers.0.ffn.experts.0.w1.weight": torch.ones(32, 64).to(torch.float8_e4m3fn)}),
+        lambda s: s.update({"layers.0.ffn.experts.0.w1.weight": torch.ones(128, 64).to(torch.float8_e4m3fn)}),
         "is stored as F8_E4M3, the configuration says fp4",
     ),
     "twice": (

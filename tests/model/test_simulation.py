@@ -45,9 +45,9 @@ def activation(x: torch.Tensor) -> torch.Tensor:
 
 
 def kv_row(x: torch.Tensor, rope: int) -> torch.Tensor:
-    """A cached row: e4m3 in blocks of 64 where there is no rotation, all of it bfloat16."""
-    plain, turned = x[..., :-rope].bfloat16().float(), x[..., -rope:]
-    return torch.cat([rounded(plain, 64, ml_dtypes.float8_e4m3fn, 448.0, 1e-4), turned], -1).bfloat16().float()
+    """A cached row: e4m3 in blocks of 64 where there is no rotation, bfloat16 where there is."""
+    plain = rounded(x[..., :-rope], 64, ml_dtypes.float8_e4m3fn, 448.0, 1e-4)
+    return torch.cat([plain, x[..., -rope:].bfloat16().float()], -1)
 
 
 def index_row(x: torch.Tensor) -> torch.Tensor:
@@ -119,6 +119,6 @@ def test_official_rounding(seed: int, tmp_path: Any) -> None:
     got = ours.logits([prompt.tolist()])[0]
     effect, error = (right - exact).square().mean().sqrt(), (got - right).square().mean().sqrt()
     assert effect > 0.02
-    assert error < 0.05 * effect, (error, effect)
+    assert error < 0.01 * effect, (error, effect)
     near = ((got - right).abs() < 1e-4).float().mean()
-    assert near > 0.5, near
+    assert near > 0.95, near

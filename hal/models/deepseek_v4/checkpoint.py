@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +29,24 @@ _INDEX = "model.safetensors.index.json"
 _PLAIN = ("BF16", "F16", "F32", "F64")
 _CODES = {"fp8": ("F8_E4M3",), "fp4": ("I8", "U8")}
 _SCALES = ("F8_E8M0", "F32", "U8")
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8, "I32": 4}
+_DTYPES = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64,
+    "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(\.scale)?$")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor is: file, its name there, shape and dtype; `part` cuts one expert's matrix out of a stack."""
+    """Where one tensor is: file, its name there, shape, safetensors dtype, first byte and number of bytes."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
-    part: tuple[int, slice] | None = None
+    offset: int
+    bytes: int
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -47,7 +54,6 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, config: DeepseekV4Config, entries: dict[str, Entry]) -> None:
         self.folder, self.config, self.entries = folder, config, entries
-        self._files: dict[Path, Any] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -136,8 +142,8 @@ class Checkpoint(Mapping[str, Tensor]):
         """What the headers say: files, tensors, parameters (scales excluded), bytes, and bytes by stored dtype."""
         by_dtype: Counter[str] = Counter()
         for entry in self.entries.values():
-            by_dtype[entry.dtype] += _count(entry.shape) * _BYTES.get(entry.dtype, 1)
-        parameters = sum(_count(spec.shape) for spec in tensors(self.config) if spec.name in self.entries)
+            by_dtype[entry.dtype] += entry.bytes
+        parameters = sum(prod(spec.shape) for spec in tensors(self.config) if spec.name in self.entries)
         return {
             "folder": str(self.folder),
             "files": len({entry.file for entry in self.entries.values()}),
@@ -149,15 +155,18 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
-        if entry.file not in self._files:
-            self._files[entry.file] = safe_open(str(entry.file), framework="pt")
-        file = self._files[entry.file]
+        buffer = bytearray(entry.bytes)
         try:
-            tensor: Tensor = (
-                file.get_tensor(entry.name) if entry.part is None else file.get_slice(entry.name)[entry.part]
-            )
-        except (SafetensorError, OSError) as error:
+            with entry.file.open("rb") as file:
+                file.seek(entry.offset)
+                read = file.readinto(buffer)
+        except OSError as error:
             raise self._bad(name, f"cannot be read: {error}", "download the file again") from error
+        if read != entry.bytes or entry.dtype not in _DTYPES:
+            raise self._bad(
+                name, f"cannot be read: {read} of {entry.bytes} bytes of {entry.dtype}", "download it again"
+            )
+        tensor = torch.frombuffer(buffer, dtype=_DTYPES[entry.dtype]).view(entry.shape) if buffer else torch.empty(0)
         if name.endswith(".scale"):
             codes = tensor.view(torch.uint8) if tensor.dtype != torch.float32 else None
             if bool((tensor.isnan() if codes is None else codes == 0xFF).any()):
@@ -214,15 +223,19 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _header(file: Path) -> Iterator[tuple[str, Entry]]:
+    """Entries of a file. The library checks it; offsets are read here, its torch reader maps no file beyond memory."""
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                piece = opened.get_slice(name)
-                yield name, Entry(file, name, tuple(piece.get_shape()), piece.get_dtype())
-    except (SafetensorError, OSError) as error:
+        with safe_open(str(file), framework="np"), file.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header: dict[str, Any] = json.loads(raw.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"the file is truncated or damaged: {error}", where=str(file), fix="download it again"
         ) from error
+    for name, fields in header.items():
+        if name != "__metadata__":
+            begin, end = fields["data_offsets"]
+            yield name, Entry(file, name, tuple(fields["shape"]), fields["dtype"], 8 + length + begin, end - begin)
 
 
 def _unstacked(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
@@ -234,19 +247,10 @@ def _unstacked(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
     prefix, stack, scale = match.groups()
     experts, rows, *columns = entry.shape
     halves = ("w1", "w3") if stack == "gate_up_proj" else ("w2",)
-    height = rows // len(halves)
-    for expert in range(experts):
-        for index, half in enumerate(halves):
-            part = (expert, slice(index * height, (index + 1) * height))
-            leaf = f"{prefix}.{expert}.{half}{scale or '.weight'}"
-            yield leaf, replace(entry, shape=(height, *columns), part=part)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    size = entry.bytes // max(1, experts * len(halves))
+    for index, (expert, half) in enumerate(product(range(experts), halves)):
+        part = replace(entry, shape=(rows // len(halves), *columns), offset=entry.offset + index * size, bytes=size)
+        yield f"{prefix}.{expert}.{half}{scale or '.weight'}", part
 
 
 def _some(names: list[str]) -> str:

@@ -106,14 +106,5 @@ def _unstacked(prefix: str, leaf: str, stack: Tensor | PackedWeight) -> Iterator
     for expert in range(stack.shape[0]):
         for index, half in enumerate(halves):
             rows = slice(index * height, (index + 1) * height)
-            yield f"{prefix}.{expert}.{half}.weight", _rows(stack, expert, rows)
-
-
-def _rows(stack: Tensor | PackedWeight, expert: int, rows: slice) -> Tensor | PackedWeight:
-    if isinstance(stack, Tensor):
-        return stack[expert, rows]
-    assert stack.scales is not None
-    per_scale = stack.shape[1] // stack.scales.shape[1]
-    scales = stack.scales[expert, rows.start // per_scale : rows.stop // per_scale]
-    shape = (rows.stop - rows.start, *stack.shape[2:])
-    return PackedWeight(stack.codes[expert, rows], scales, stack.scheme, shape)
+            matrix = stack[expert, rows] if isinstance(stack, Tensor) else stack.rows(rows.start, rows.stop, expert)
+            yield f"{prefix}.{expert}.{half}.weight", matrix
