@@ -1,0 +1,125 @@
+"""Compile Triton kernels for chips that are not here and read what the compiler made of them.
+
+Triton brings ptxas, nvdisasm and cuobjdump along, so a kernel can be compiled down to machine code without a driver. A
+compile that succeeds proves little: `inspect` reads registers, spills, shared memory and which instructions are there.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+"""KiB of shared memory that one block may ask for (CUDA C++ programming guide, compute capabilities)."""
+
+SHARED_PER_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 103: 228, 120: 100}
+WARPS_PER_SM = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 103: 64, 120: 48}
+REGISTERS_PER_SM = 65536
+
+MATRIX = ("HMMA", "QMMA", "OMMA", "IMMA", "HGMMA", "QGMMA", "IGMMA", "UTCHMMA", "UTCQMMA", "UTCOMMA", "UTCIMMA")
+"""Instructions of the matrix units, by generation: warp (sm80, 89, 120), warp group (sm90), tensor memory (sm100)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One specialisation of a kernel.
+
+    `arguments` gives each parameter its Triton type ("*bf16", "i32", ...; a trailing ":16" promises divisibility by 16),
+    or, in a tuple of one, its compile-time value.
+    """
+
+    function: Any
+    arguments: dict[str, str | tuple[Any]]
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the compiler made of a kernel on one chip."""
+
+    registers: int
+    spilled: int
+    shared: int
+    warps: int
+    instructions: Counter[str]
+    instruction_count: int
+
+    def occupancy(self, arch: int) -> float:
+        """Resident warps over the chip's limit, from registers and shared memory."""
+        per_block = -(-self.registers // 8) * 8 * 32 * self.warps
+        blocks = min(REGISTERS_PER_SM // max(1, per_block), WARPS_PER_SM[arch] // self.warps, 32)
+        if self.shared:
+            blocks = min(blocks, SHARED_PER_SM[arch] * 1024 // (self.shared + 1024))
+        return blocks * self.warps / WARPS_PER_SM[arch]
+
+
+@lru_cache(maxsize=None)
+def _ptxas(arch: int) -> str:
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(arch).path)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    result = subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def build(source: Source, arch: int) -> Machine:
+    """Compile for compute capability `arch` (90 for sm90a) and inspect the machine code.
+
+    Raises:
+        triton.CompilationError and its relatives, where the chip lacks something that the kernel uses.
+    """
+    names = source.function.arg_names
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for index, name in enumerate(names):
+        value = source.arguments[name]
+        if isinstance(value, tuple):
+            signature[name], constants[name] = "constexpr", value[0]
+            continue
+        kind, _, divisor = value.partition(":")
+        signature[name] = kind
+        if divisor:
+            attributes[(index,)] = [["tt.divisibility", int(divisor)]]
+    kernel = triton.compile(
+        ASTSource(source.function, signature, constants, attributes),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": source.warps, "num_stages": source.stages},
+    )
+    return inspect(kernel.asm["cubin"], kernel.metadata.shared, kernel.metadata.num_warps)
+
+
+def inspect(cubin: bytes, shared: int, warps: int) -> Machine:
+    """Read a compiled kernel: registers and stack from cuobjdump, instructions from nvdisasm."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        text = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump gave no resource usage: {usage.strip()[:200]}")
+    opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", text))
+    return Machine(int(found[1]), int(found[2]), shared, warps, opcodes, sum(opcodes.values()))
+
+
+def matrix_instruction(machine: Machine) -> str:
+    """The matrix instruction that the kernel uses most, or an empty string."""
+    counts = {name: machine.instructions[name] for name in MATRIX if machine.instructions[name]}
+    return max(counts, key=lambda name: counts[name]) if counts else ""

@@ -1,0 +1,100 @@
+"""Activation quantisers on tiles: a tile in registers to codes and scales in memory."""
+
+import triton
+import triton.language as tl
+
+from hal_triton.bits import INVERSE_6, INVERSE_448, block_scale, float32_to_e2m1, float32_to_e4m3, inverse_power
+
+E4M3_FLOOR = tl.constexpr(1e-4)
+E2M1_FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2**-126
+
+
+@triton.constexpr_function
+def block_of(activation):
+    """Columns per scale of a block quantiser; 0 for the others."""
+    return int(activation.split("_")[1]) if activation[:2] in ("e4", "e2") else 0
+
+
+@triton.jit
+def e4m3_blocks(x, BLOCK: tl.constexpr):
+    """float32 `[R, C]` to e4m3 codes (uint8) `[R, C]` and ue8m0 scales (int32) `[R, C / BLOCK]`."""
+    R: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1]
+    parts = tl.reshape(x, R, C // BLOCK, BLOCK)
+    scale = block_scale(tl.max(tl.abs(parts), 2), INVERSE_448, E4M3_FLOOR)
+    return tl.reshape(float32_to_e4m3(parts * inverse_power(scale)[:, :, None]), R, C), scale
+
+
+@triton.jit
+def e2m1_blocks(x):
+    """float32 `[R, C]` to packed e2m1 bytes (uint8) `[R, C / 2]` and ue8m0 scales (int32) `[R, C / 32]`."""
+    R: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1]
+    parts = tl.reshape(x, R, C // 32, 32)
+    scale = block_scale(tl.max(tl.abs(parts), 2), INVERSE_6, E2M1_FLOOR)
+    codes = float32_to_e2m1(parts * inverse_power(scale)[:, :, None])
+    low, high = tl.split(tl.reshape(codes, R, C // 2, 2))
+    return (low | (high << 4)).to(tl.uint8), scale
+
+
+@triton.jit
+def store_tile(x, codes, scales, row, in_rows, first, width, ACTIVATION: tl.constexpr):
+    """Quantise float32 `x[R, C]`, columns `first..` of rows that are `width` wide, and store codes and scales.
+
+    C is a multiple of the quantiser's block, and whole blocks past `width` are not stored.
+    """
+    C: tl.constexpr = x.shape[1]
+    column = first + tl.arange(0, C)
+    if ACTIVATION == "none":
+        at = codes + row[:, None] * width + column[None, :]
+        tl.store(at, x.to(codes.dtype.element_ty), mask=in_rows[:, None] & (column < width)[None, :])
+    else:
+        BLOCK: tl.constexpr = block_of(ACTIVATION)
+        if ACTIVATION == "e2m1_32":
+            bytes_, scale = e2m1_blocks(x)
+            half = first // 2 + tl.arange(0, C // 2)
+            at = codes + row[:, None] * (width // 2) + half[None, :]
+            tl.store(at, bytes_, mask=in_rows[:, None] & (half * 2 < width)[None, :])
+        else:
+            bytes_, scale = e4m3_blocks(x, BLOCK)
+            at = codes + row[:, None] * width + column[None, :]
+            tl.store(at, bytes_, mask=in_rows[:, None] & (column < width)[None, :])
+        blocks = (width + BLOCK - 1) // BLOCK
+        block = first // BLOCK + tl.arange(0, C // BLOCK)
+        at = scales + row[:, None] * blocks + block[None, :]
+        tl.store(at, scale.to(tl.uint8), mask=in_rows[:, None] & (block < blocks)[None, :])
+
+
+@triton.jit
+def store_int8_row(x, codes, scales, row, column, width):
+    """Quantise one row `x[C]` (float32, zero past `width`) to int8 with one float32 scale."""
+    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-10) / 127.0
+    scaled = x / scale
+    rounded = tl.floor(scaled + 0.5)
+    tie = (rounded - scaled == 0.5) & (tl.floor(rounded * 0.5) * 2.0 != rounded)
+    value = tl.clamp(rounded - tie.to(tl.float32), -127.0, 127.0)
+    tl.store(codes + row * width + column, value.to(tl.int8), mask=column < width)
+    tl.store(scales + row, scale)
+
+
+@triton.jit
+def quantize_kernel(x, codes, scales, rows, width, R: tl.constexpr, C: tl.constexpr, ACTIVATION: tl.constexpr):
+    """`quant.quantize` for block quantisers: x[rows, width]; a tile is R rows of C columns."""
+    row_tiles = tl.cdiv(rows, R)
+    for tile in range(tl.program_id(0), row_tiles * tl.cdiv(width, C), tl.num_programs(0)):
+        row = ((tile % row_tiles) * R + tl.arange(0, R)).to(tl.int64)
+        first = (tile // row_tiles) * C
+        column = first + tl.arange(0, C)
+        inside = (row < rows)[:, None] & (column < width)[None, :]
+        values = tl.load(x + row[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        store_tile(values, codes, scales, row, row < rows, first, width, ACTIVATION)
+
+
+@triton.jit
+def quantize_int8_kernel(x, codes, scales, rows, width, C: tl.constexpr):
+    """`quant.quantize` for "int8_token": one program per row, which fits C columns."""
+    column = tl.arange(0, C)
+    for tile in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = (tile * 1).to(tl.int64)
+        values = tl.load(x + row * width + column, mask=column < width, other=0.0).to(tl.float32)
+        store_int8_row(values, codes, scales, row, column, width)

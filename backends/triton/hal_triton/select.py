@@ -1,0 +1,170 @@
+"""The lightning indexer: queries the way the cache stores its rows, scores, and a top-k whose ties are stable."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hal_triton.angles import hadamard, rotate
+from hal_triton.bits import ue8m0_to_float32
+from hal_triton.codes import store_tile
+from hal_triton.gemm import activation_tile, e4m3
+from hal_triton.rows import locate, read_rows, read_scales
+
+
+@triton.jit
+def query_kernel(
+    q,
+    positions,
+    frequencies,
+    codes,
+    scales,
+    rows,
+    heads,
+    D: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HADAMARD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    R: tl.constexpr,
+):
+    """Rotate, transform and quantise `q[rows = tokens * heads, D]`."""
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        row = (tile * R + tl.arange(0, R)).to(tl.int64)
+        inside = row < rows
+        position = tl.load(positions + row // heads, mask=inside, other=0)
+        x = tl.load(q + row[:, None] * D + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+        turned = rotate(x, position, frequencies, PAIRS).to(q.dtype.element_ty)
+        if HADAMARD:
+            result = (hadamard(turned.to(tl.bfloat16), D) * (1.0 / D) ** 0.5).to(q.dtype.element_ty).to(tl.float32)
+        else:
+            result = turned.to(tl.float32)
+        store_tile(result, codes, scales, row, inside, 0, D, ACTIVATION)
+
+
+@triton.jit
+def score_kernel(
+    q,
+    q_scales,
+    weights,
+    positions,
+    requests,
+    slots,
+    table,
+    table_width,
+    bytes_,
+    halves,
+    words,
+    page_bytes,
+    scores,
+    tokens,
+    heads,
+    width,
+    scale,
+    D: tl.constexpr,
+    RATIO: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    UNIT: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    FILL: tl.constexpr,
+):
+    """`scores[t, j] = sum_h weights[t, h] * scale * relu(q[t, h] . k[j])` for the entries j that token t sees.
+
+    UNIT "fp8" multiplies e4m3 codes of both sides, "bf16" their exact bfloat16 values. FILL writes -inf for entries that
+    the token does not see; otherwise they are left alone.
+    """
+    head = tl.arange(0, H)
+    blocks = tl.cdiv(width, N)
+    for tile in range(tl.program_id(0), tokens * blocks, tl.num_programs(0)):
+        token = (tile // blocks).to(tl.int64)
+        entry = (tile % blocks) * N + tl.arange(0, N)
+        visible = (tl.load(positions + token) + 1) // RATIO
+        seen = entry < tl.minimum(visible, width)
+        if (tile % blocks) * N < visible:
+            slot = tl.load(slots + tl.load(requests + token))
+            physical, mapped = locate(table, table_width, slot, entry.to(tl.int64), seen, BLOCK)
+            row = token * heads + head
+            in_heads = head < heads
+            weight = tl.load(weights + row, mask=in_heads, other=0.0).to(tl.float32) * scale
+            if UNIT == "fp8":
+                column = tl.arange(0, D)
+                x = e4m3(tl.load(q + row[:, None] * D + column[None, :], mask=in_heads[:, None], other=0))
+                at = (physical // BLOCK) * page_bytes + (physical % BLOCK) * D
+                k = e4m3(tl.load(bytes_ + at[:, None] + column[None, :], mask=mapped[:, None], other=0))
+                weight *= ue8m0_to_float32(tl.load(q_scales + row, mask=in_heads, other=127))
+            else:
+                x = activation_tile(q, q_scales, row, in_heads, 0, D, D, ACTIVATION, True)
+                k = read_rows(bytes_, halves, words, page_bytes, physical, mapped, D, 0, BLOCK, KIND)
+            product = tl.maximum(tl.dot(x, tl.trans(k)), 0.0)
+            total = tl.sum(product * weight[:, None], 0)
+            if KIND == "fp8":
+                total *= read_scales(words, page_bytes, physical, mapped, D, BLOCK)
+            tl.store(scores + token * width + entry, total, mask=seen)
+        if FILL:
+            tl.store(scores + token * width + entry, -float("inf"), mask=(entry < width) & (entry >= visible))
+
+
+@triton.jit
+def ordered(x):
+    """float32 to int32 with the same order; -0 equals 0."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def top_k_kernel(
+    scores,
+    rows_in,
+    positions,
+    scores_out,
+    rows_out,
+    tokens,
+    width,
+    segments,
+    top_k,
+    RATIO: tl.constexpr,
+    LISTED: tl.constexpr,
+    LAST: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The `top_k` best of each segment of N scores of each token, in ascending order of their place.
+
+    The threshold is found bit by bit: 32 counts over scores that stay in registers. Equal scores go to the lowest place,
+    so choosing from the chosen of all segments gives what choosing from everything would. LISTED: the candidates' rows
+    are in `rows_in`, -1 for none; otherwise place j is entry j, visible below `(position + 1) // RATIO`.
+    """
+    place = tl.arange(0, N)
+    for tile in range(tl.program_id(0), tokens * segments, tl.num_programs(0)):
+        token = (tile // segments).to(tl.int64)
+        segment = tile % segments
+        column = segment * N + place
+        inside = column < width
+        if LISTED:
+            entry = tl.load(rows_in + token * width + column, mask=inside, other=-1)
+            valid = entry >= 0
+        else:
+            entry = column
+            valid = inside & (column < (tl.load(positions + token) + 1) // RATIO)
+        score = tl.load(scores + token * width + column, mask=valid, other=0.0)
+        key = ordered(score)
+        threshold = tl.full((), -2147483648, tl.int32)
+        for bit in tl.static_range(31, -1, -1):
+            if bit == 31:
+                candidate = threshold ^ threshold
+            else:
+                candidate = threshold + (1 << bit)
+            enough = tl.sum((valid & (key >= candidate)).to(tl.int32), 0) >= top_k
+            threshold = tl.where(enough, candidate, threshold)
+        above = valid & (key > threshold)
+        equal = valid & (key == threshold)
+        missing = top_k - tl.sum(above.to(tl.int32), 0)
+        chosen = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= missing))
+        rank = tl.cumsum(chosen.to(tl.int32), 0) - 1
+        count = tl.sum(chosen.to(tl.int32), 0)
+        at = (token * segments + segment) * top_k
+        tl.store(rows_out + at + rank, entry.to(tl.int32), mask=chosen)
+        tl.store(rows_out + at + place, -1, mask=(place >= count) & (place < top_k))
+        if not LAST:
+            tl.store(scores_out + at + rank, score, mask=chosen)
