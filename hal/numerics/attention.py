@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hal.batch import Batch
 from hal.cache import KVCache, StateCache
-from hal.numerics.arguments import exact
+from hal.numerics.arguments import blank, exact
 from hal.numerics.codes import Exact, Grid
 from hal.numerics.expectation import Part, output
 from hal.numerics.noise import index_scores_noise, matmul_noise, pool_noise, softmax_sum
@@ -26,6 +26,7 @@ __all__ = ["attend", "compress", "compress_pool", "index_scores", "select", "sto
 
 Reference = Callable[..., Any]
 _GATHERED = 1 << 23  # float64 elements of rows gathered at a time
+_BYSTANDERS = 1 << 14  # rows of a cache that are looked at though nobody wrote them
 
 
 def attend(
@@ -149,21 +150,22 @@ def store(
     """`attn.store`: the rows it wrote, and that it wrote no other."""
     values, norm, rope, positions, slots, cache = arguments
     precision = precision or declared(values.dtype)
-    after = exact(cache)
-    reference(values.double(), None if norm is None else norm.double(), rope, positions, slots, after, **attributes)
-    rows = after.read(slots, torch.float64)
+    after, places = blank(cache, slots)
+    reference(values.double(), None if norm is None else norm.double(), rope, positions, places, after, **attributes)
+    rows = after.read(places, torch.float64)
     noise = row_noise(rows, rope.dim, attributes["hadamard"], values.dtype, precision)
     return _rows(5, cache, rows, noise, slots)
 
 
 def _rows(index: int, before: KVCache, rows: Tensor, noise: Tensor, physical: Tensor) -> list[Part]:
-    """Written rows are codes of values near `rows`; every other row of the cache is what it was."""
+    """Written rows are codes of values near `rows`; rows beside them, and some far away, are what they were."""
     written = physical >= 0
     rows, noise, places = rows[written], noise[written], physical[written]
-    others = torch.ones(before.pages.shape[0] * before.layout.block_size, dtype=torch.bool)
-    others[places] = False
-    rest = others.nonzero().flatten()
-    want = Grid(rows, before.layout.quantize_rows(rows).double(), noise)
+    total = before.pages.shape[0] * before.layout.block_size
+    far = torch.arange(0, total, max(1, total // _BYSTANDERS))
+    rest = torch.cat([places - 1, places + 1, far]).clamp(0, max(total - 1, 0)).unique()
+    rest = rest[~torch.isin(rest, places)]
+    want = Grid(rows, before.layout.quantize_rows(rows, torch.float64), noise)
 
     def read(cache: KVCache, wanted: Tensor) -> Tensor:
         return cache.read(
@@ -172,7 +174,9 @@ def _rows(index: int, before: KVCache, rows: Tensor, noise: Tensor, physical: Te
 
     return [
         Part("cache", lambda _, after: read(after[index], places), want),
-        Part("other rows", lambda _, after: read(after[index], rest), Exact(before.read(rest, torch.float64))),
+        Part(
+            "other rows", lambda _, after: read(after[index], rest).to("cpu", torch.float64), Exact(read(before, rest))
+        ),
     ]
 
 
@@ -185,13 +189,14 @@ def compress(
     ratio, overlap = attributes["ratio"], attributes["overlap"]
     entries = batch.entries(ratio)
     physical = cache.physical(batch.slots[entries.request], entries.index)
+    stored, places = blank(cache, physical)
 
     def run(values: Tensor, scores: Tensor) -> tuple[StateCache, Tensor]:
         """The whole operator on given projections, which its identity weights leave alone."""
-        end, rows, eye = exact(state), exact(cache), torch.eye(2 * values.shape[1], dtype=torch.float64)
+        end, eye = exact(state), torch.eye(2 * values.shape[1], dtype=torch.float64)
         both = torch.cat([values, scores], -1)
-        reference(both, *eye.chunk(2), ape.double(), norm.double(), rope, batch, end, rows, **attributes)
-        return end, rows.read(physical, torch.float64)
+        reference(both, *eye.chunk(2), ape.double(), norm.double(), rope, batch, end, stored, **attributes)
+        return end, stored.read(places, torch.float64)
 
     kv, score = x.double() @ wkv.double().mT, x.double() @ wgate.double().mT
     kv_noise, score_noise = (matmul_noise(x, w, y, precision) for w, y in ((wkv, kv), (wgate, score)))

@@ -77,8 +77,8 @@ def online(
     log2e = 1.4426950408889634
     exp = torch.exp2 if base2 else torch.exp
     unit = log2e if base2 else 1.0
-    top = torch.full((_T, _H, 1), -torch.inf)
-    total, out = torch.zeros(_T, _H, 1), torch.zeros(_T, _H, _D)
+    top = torch.full((*q.shape[:2], 1), -torch.inf)
+    total, out = torch.zeros_like(top), torch.zeros_like(q)
     starts = list(range(0, n, block))
     for start in reversed(starts) if reverse else starts:
         rows, seen = case.rows[:, start : start + block].float(), case.seen[:, start : start + block]
