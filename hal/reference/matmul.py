@@ -1,8 +1,8 @@
 """References of `quant.quantize` and `quant.matmul`.
 
-Formulas: the official inference code of DeepSeek-V4 (`kernel.py`: `act_quant`, `fp8_gemm`, `fp4_gemm`). The product is taken
-of the values that codes and scales stand for, so it has no block order of its own: sums in float32, or in float64 for
-float64 inputs.
+Formulas: the official inference code of DeepSeek-V4 (`kernel.py`: `act_quant`, `fp8_gemm`, `fp4_gemm`). The product is
+taken of the values that codes and scales stand for, so it has no block order of its own: sums in float32, or in float64
+for float64 inputs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def quantize(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
         activation: name of the quantiser (`hal.formats.ACTIVATIONS`).
 
     Returns:
-        codes and scales as `hal.formats.Quantized` holds them; for "none" `x` itself and [tokens, 0]. A block that holds
-        an infinity or NaN has the scale NaN. Zero tokens give empty tensors.
+        codes and scales as `hal.formats.Quantized` holds them; for "none" `x` itself and [tokens, 0]. A block that
+        holds an infinity or NaN has the scale NaN. Zero tokens give empty tensors.
     """
     quantized = formats.quantize(x, activation)
     return quantized.codes, quantized.scales
