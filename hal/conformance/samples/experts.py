@@ -1,0 +1,220 @@
+"""Samples of the mixture of experts: routing, rows on their way, two products, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hal.conformance.samples.sample import Draw, Sample
+from hal.dispatched import Dispatched
+from hal.formats import PackedWeight, prepare, quantize
+
+HIDDEN, INTER, EXPERTS, TOP_K, VOCAB, CLAMP = 256, 128, 16, 6, 64, 2.0
+"""Scaled down from 4096, 2048, 256, 6; V4 clamps at 10, below which SiLU hides a missing clamp."""
+
+TOKENS = (0, 1, 5, 33)
+SCHEMES = (
+    ("float32", "none"),
+    ("bf16", "none"),
+    ("fp8_block128", "e4m3_128"),
+    ("mxfp4", "e4m3_32"),
+    ("mxfp4", "e4m3_128"),
+)
+INTEGERS = (("w8a8_int8", "int8_token"), ("w4a8_int", "int8_token"))
+
+
+def route() -> Iterator[Sample]:
+    """Every scoring; with bias, without, by table; ties; as many experts as there are."""
+    for scoring in ("sqrtsoftplus", "sigmoid", "softmax"):
+        for tokens in TOKENS:
+            yield _route(tokens, scoring, "bias")
+        for kind in ("plain", "table", "ties"):
+            yield _route(33, scoring, kind)
+    yield _route(33, "sqrtsoftplus", "bias", experts=256)
+    yield _route(33, "sqrtsoftplus", "bias", experts=384)
+    yield _route(5, "sqrtsoftplus", "plain", experts=TOP_K)
+
+
+def _route(tokens: int, scoring: str, kind: str, experts: int = EXPERTS) -> Sample:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        logits = draw.normal(tokens, experts, std=2.0)
+        bias = draw.normal(experts, std=0.3) if kind == "bias" else None
+        if kind == "ties":
+            logits = logits.round()
+        if kind != "table":
+            return logits, bias, None, None
+        return logits, None, draw.integers(VOCAB, tokens), draw.distinct(experts, VOCAB, TOP_K)
+
+    return Sample(
+        "moe.route",
+        f"{scoring}/{kind}/tokens={tokens}/experts={experts}",
+        make,
+        sizes={"experts": experts, "top_k": TOP_K} | ({"vocab": VOCAB} if kind == "table" else {}),
+        attributes={"top_k": TOP_K, "scoring": scoring, "scale": 1.5},
+        dynamic={"tokens": tokens},
+    )
+
+
+def dispatch() -> Iterator[Sample]:
+    """Every quantiser; unused slots; one busy expert; experts without rows."""
+    for activation in ("none", "e4m3_128", "e4m3_32", "e2m1_32", "int8_token"):
+        yield _dispatch(33, activation, "spread")
+    for tokens in TOKENS:
+        yield _dispatch(tokens, "e4m3_128", "holes")
+    yield _dispatch(33, "e4m3_128", "crowded")
+
+
+def _dispatch(tokens: int, activation: str, routing: str) -> Sample:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        ids, weights = routed(draw, tokens, routing)
+        return draw.heavy(tokens, HIDDEN, dtype="bfloat16"), ids, weights, None
+
+    return Sample(
+        "moe.dispatch",
+        f"{routing}/tokens={tokens}/{activation}",
+        make,
+        sizes={"hidden": HIDDEN, "top_k": TOP_K},
+        dtypes={"x": "bfloat16"},
+        attributes={"experts": EXPERTS, "activation": activation},
+        dynamic={"tokens": tokens},
+    )
+
+
+def experts() -> Iterator[Sample]:
+    """Every scheme with its quantiser; packed segments and padded ones; experts without rows."""
+    for scheme, activation in (*SCHEMES, *INTEGERS):
+        yield _experts(33, scheme, activation, "spread")
+    for tokens in TOKENS:
+        yield _experts(tokens, "fp8_block128", "e4m3_128", "holes")
+    yield _experts(33, "fp8_block128", "e4m3_128", "crowded")
+    yield _experts(33, "mxfp4", "e4m3_32", "spread", align=16)
+
+
+def _experts(tokens: int, scheme: str, activation: str, routing: str, align: int = 1) -> Sample:
+    dtype = "float32" if scheme == "float32" else "bfloat16"
+
+    def make(draw: Draw) -> tuple[Any, ...]:
+        ids, weights = routed(draw, tokens, routing)
+        x = draw.heavy(tokens, HIDDEN, dtype=dtype)
+        return dispatched(x, ids, weights, activation, align), *packed(draw, scheme)
+
+    return Sample(
+        "moe.experts",
+        f"{routing}/tokens={tokens}/{scheme}/{activation}/align={align}",
+        make,
+        sizes={"hidden": HIDDEN, "inter": INTER},
+        dtypes={"rows": dtype},
+        layouts={"w13": scheme, "w2": scheme},
+        attributes={"clamp": CLAMP, "activation": activation},
+        dynamic={"rows": tokens * TOP_K},
+    )
+
+
+def combine() -> Iterator[Sample]:
+    """With and without residual; unused slots; NaN in padding; large values that cancel."""
+    for tokens in TOKENS:
+        for residual in (True, False):
+            yield _combine(tokens, "holes", residual)
+    yield _combine(33, "spread", True, align=16)
+    yield _combine(33, "spread", True, std=1e4)
+
+
+def _combine(tokens: int, routing: str, residual: bool, align: int = 1, std: float = 1.0) -> Sample:
+    def make(draw: Draw) -> tuple[Any, ...]:
+        ids, weights = routed(draw, tokens, routing)
+        sent = dispatched(draw.normal(tokens, HIDDEN, dtype="bfloat16"), ids, weights, "none", align)
+        rows = draw.normal(len(sent.rows), HIDDEN, dtype="bfloat16", std=std)
+        rows[sent.weights.isnan()] = torch.nan
+        return rows, sent, draw.normal(tokens, HIDDEN, dtype="bfloat16") if residual else None
+
+    return Sample(
+        "moe.combine",
+        f"{routing}/tokens={tokens}/residual={residual}/align={align}/std={std:g}",
+        make,
+        sizes={"hidden": HIDDEN},
+        dtypes={"rows": "bfloat16"},
+        dynamic={"tokens": tokens, "rows": tokens * TOP_K},
+    )
+
+
+def ffn() -> Iterator[Sample]:
+    """Whole layers in every scheme; unused slots, one busy expert, one token, none."""
+    for scheme, activation in (*SCHEMES, *INTEGERS):
+        yield _ffn(33, scheme, activation, "spread")
+    for tokens in TOKENS:
+        yield _ffn(tokens, "fp8_block128", "e4m3_128", "holes")
+    yield _ffn(33, "mxfp4", "e4m3_128", "crowded", residual=False)
+
+
+def _ffn(tokens: int, scheme: str, activation: str, routing: str, residual: bool = True) -> Sample:
+    dtype = "float32" if scheme == "float32" else "bfloat16"
+
+    def make(draw: Draw) -> tuple[Any, ...]:
+        ids, weights = routed(draw, tokens, routing)
+        x, w13_w2 = draw.heavy(tokens, HIDDEN, dtype=dtype), packed(draw, scheme)
+        return x, ids, weights, *w13_w2, draw.normal(tokens, HIDDEN, dtype=dtype) if residual else None, None
+
+    return Sample(
+        "moe.ffn",
+        f"{routing}/tokens={tokens}/{scheme}/{activation}/residual={residual}",
+        make,
+        sizes={"hidden": HIDDEN, "top_k": TOP_K, "inter": INTER},
+        dtypes={"x": dtype},
+        layouts={"w13": scheme, "w2": scheme},
+        attributes={"experts": EXPERTS, "clamp": CLAMP, "activation": activation},
+        dynamic={"tokens": tokens},
+    )
+
+
+def routed(draw: Draw, tokens: int, routing: str) -> tuple[Tensor, Tensor]:
+    """Different experts per token: "spread" over all, with unused slots ("holes"), or all tokens on one ("crowded")."""
+    ids = draw.distinct(EXPERTS - 1, tokens, TOP_K)  # the last expert has no rows
+    if routing == "crowded":
+        ids[:, 1:], ids[:, 0] = -1, 3
+    if routing == "holes":
+        ids = torch.where(draw.integers(4, tokens, TOP_K) == 0, -1, ids).int()
+        ids[1::7] = -1
+    weights = draw.normal(tokens, TOP_K).abs() + 0.1
+    return ids, weights / weights.sum(-1, keepdim=True) * 1.5
+
+
+def dispatched(x: Tensor, ids: Tensor, weights: Tensor, activation: str, align: int) -> Dispatched:
+    """Rows as some dispatch might leave them: segments begin at multiples of `align`, NaN between them."""
+    flat = ids.flatten().long()
+    order = flat.argsort(stable=True)[int((flat < 0).sum()) :]
+    counts = torch.bincount(flat[order], minlength=EXPERTS)
+    lengths = (counts + align - 1) // align * align
+    starts = lengths.cumsum(0) - lengths
+    place = (starts - (counts.cumsum(0) - counts))[flat[order]] + torch.arange(len(order), device=x.device)
+    index = torch.full_like(flat, -1)
+    index[order] = place
+    token = torch.zeros(int(lengths.sum()), dtype=torch.int64, device=x.device)
+    token[place] = order // TOP_K
+    factors = weights.new_full((len(token),), torch.nan)
+    factors[place] = weights.flatten()[order]
+    done = quantize(x, activation)
+    rows, scales = (done.codes[token], done.scales[token]) if len(x) else (done.codes, done.scales)
+    if activation == "none":
+        rows = torch.where(factors.isnan()[:, None], torch.nan, rows).to(x.dtype)
+    return Dispatched(
+        rows,
+        None if activation == "none" else scales,
+        activation,
+        factors,
+        counts,
+        index.view(ids.shape),
+        len(x),
+        TOP_K,
+        x.dtype,
+        starts=None if align == 1 else starts,
+    )
+
+
+def packed(draw: Draw, scheme: str) -> tuple[PackedWeight, PackedWeight]:
+    """Both products' weights of all experts."""
+    w13 = draw.normal(EXPERTS, 2 * INTER, HIDDEN, std=HIDDEN**-0.5)
+    w2 = draw.normal(EXPERTS, HIDDEN, INTER, std=INTER**-0.5)
+    return prepare(w13, scheme), prepare(w2, scheme)
