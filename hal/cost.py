@@ -93,7 +93,8 @@ def cache_bytes(config: DeepseekV4Config, storage: Storage, context: int) -> Cac
     """Cache bytes of a request of `context` tokens in the layouts of `storage`.
 
     Raises:
-        ConfigError: a layout has no such name.
+        UnknownName: there is no such layout.
+        ContractError: a layout cannot hold such rows.
     """
     per_token, rows, window, state, padding = 0.0, 0, 0, 0, 0
     for ratio in config.compress_ratios:
@@ -106,7 +107,7 @@ def cache_bytes(config: DeepseekV4Config, storage: Storage, context: int) -> Cac
                 caches.append((storage.index, config.index_head_dim, ratio))
                 state += _state_bytes(ratio, overlap, config.index_head_dim)
         for name, dim, every in caches:
-            size = sizes(name, dim, BLOCK)
+            size = sizes(name, dim, BLOCK, config.qk_rope_head_dim)
             count = min(context, config.sliding_window) if every == 1 else context // every
             data = count * size.row_bytes
             padding += -(-count // BLOCK) * size.page_bytes - data

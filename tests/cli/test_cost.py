@@ -61,12 +61,12 @@ def test_headline_of_the_report(context: int) -> None:
 def test_other_layouts_have_their_own_figures() -> None:
     fp8 = replace(PUBLISHED, index="index_fp8_132")
     ascend = replace(PUBLISHED, window="v4_640", compressed="v4_640", index="index_int8_130")
-    assert 100 * share_of_flops("pro", fp8, 10**6) == pytest.approx(32.1, abs=0.05)
-    assert 100 * share_of_flops("flash", fp8, 10**6) == pytest.approx(13.9, abs=0.05)
-    assert 100 * share_of_cache("pro", fp8, 10**6) == pytest.approx(11.5, abs=0.05)
-    assert 100 * share_of_cache("flash", fp8, 10**6) == pytest.approx(8.0, abs=0.05)
-    assert 100 * share_of_cache("pro", ascend, 10**6) == pytest.approx(12.4, abs=0.05)
-    assert 100 * share_of_cache("flash", ascend, 10**6) == pytest.approx(8.7, abs=0.05)
+    assert 100 * share_of_flops("pro", fp8, 1 << 20) == pytest.approx(32.1, abs=0.05)
+    assert 100 * share_of_flops("flash", fp8, 1 << 20) == pytest.approx(13.9, abs=0.05)
+    assert 100 * share_of_cache("pro", fp8, 1 << 20) == pytest.approx(11.5, abs=0.05)
+    assert 100 * share_of_cache("flash", fp8, 1 << 20) == pytest.approx(8.0, abs=0.05)
+    assert 100 * share_of_cache("pro", ascend, 1 << 20) == pytest.approx(12.4, abs=0.05)
+    assert 100 * share_of_cache("flash", ascend, 1 << 20) == pytest.approx(8.7, abs=0.05)
 
 
 def test_bytes_per_token() -> None:
