@@ -94,13 +94,16 @@ class HyperConnection(nn.Module):
         return mixed.addcmul_(post.unsqueeze(-1), wide(y).unsqueeze(-2)).to(streams.dtype)
 
     def _sinkhorn(self, comb: Tensor) -> Tensor:
-        """Sinkhorn-Knopp: rows first, ends on the columns; approximately doubly stochastic."""
-        comb = comb.softmax(dim=-1) + self.eps
-        comb = comb / (comb.sum(dim=-2, keepdim=True) + self.eps)
+        """Sinkhorn-Knopp: rows first, ends on the columns; approximately doubly stochastic.
+
+        Tokens come last meanwhile: sums over four neighbours would be slow.
+        """
+        comb = comb.movedim(0, -1).contiguous().softmax(dim=1) + self.eps
+        comb = comb / (comb.sum(dim=0, keepdim=True) + self.eps)
         for _ in range(self.iterations - 1):
-            comb = comb / (comb.sum(dim=-1, keepdim=True) + self.eps)
-            comb = comb / (comb.sum(dim=-2, keepdim=True) + self.eps)
-        return comb
+            comb = comb / (comb.sum(dim=1, keepdim=True) + self.eps)
+            comb = comb / (comb.sum(dim=0, keepdim=True) + self.eps)
+        return comb.movedim(-1, 0).contiguous()
 
 
 class HyperHead(nn.Module):
