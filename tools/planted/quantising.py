@@ -11,8 +11,9 @@ from hal.numerics.precision import Precision
 from hal.numerics.quantisers import grid_step, quantiser_noise, row_noise
 from tools.planted.trial import Outputs, Trial, draw
 
-ACTIVATIONS = ("e4m3_128", "e4m3_32", "int8_token")
-_BF16, _E4M3 = torch.bfloat16, torch.float8_e4m3fn
+ACTIVATIONS = ("e4m3_128", "e4m3_32", "e2m1_32", "int8_token")
+_LARGEST = {"e4m3": 448.0, "e2m1": 6.0, "int8": 127.0}
+_BF16 = torch.bfloat16
 _TOKENS, _FEATURES, _DIM, _ROPE = 32, 1024, 512, 64
 
 
@@ -22,16 +23,22 @@ def quantiser(activation: str, data: str, seed: int) -> Trial:
     x = draw(data, (_TOKENS, _FEATURES), rng).to(_BF16)
     x[:, :32] = x[:, :32].float().mul(8).round().div(8).to(_BF16)  # many exact ties
     right = quantize(x, activation)
-    scales = right.scales.float()
+    scales, largest = right.scales.float(), _LARGEST[activation.split("_")[0]]
     width = _FEATURES // scales.shape[-1]
     wide = scales.repeat_interleave(width, -1)
     exact = x.double() / wide.double()
-    clean = (right.codes.float(), scales)
+    clean = ((right.dequantize(torch.float64) / wide).float().where(wide > 0, 0.0), scales)
     step = grid_step(x, activation) / wide
     wants = (Grid(exact, clean[0].double(), quantiser_noise(exact, activation), step), Exact(scales))
 
     def codes(v: Tensor) -> Tensor:
-        return v.round().clamp(-127, 127) if activation == "int8_token" else v.clamp(-448, 448).to(_E4M3).float()
+        """Nearest code, ties to even, saturating."""
+        if activation == "int8_token":
+            return v.round().clamp(-largest, largest)
+        smallest = torch.tensor(2.0**-9 if largest == 448 else 0.5, dtype=v.dtype)
+        digits, lowest = (4, -6) if largest == 448 else (2, 0)
+        spacing = torch.exp2(torch.floor(torch.log2(v.abs().clamp_min(2.0**lowest))) - digits + 1).maximum(smallest)
+        return ((v / spacing).round() * spacing).clamp(-largest, largest)
 
     def scaled(factor: Tensor) -> Outputs:
         return codes(x.float() / factor.repeat_interleave(width, -1)), factor
@@ -61,8 +68,8 @@ def quantiser(activation: str, data: str, seed: int) -> Trial:
         faulty["scale of 128 steps"] = scaled(scales * 127 / 128)
     else:
         faulty["ties away from zero"] = (codes(away), scales)  # int8 scales leave no exact ties
-        faulty["scale not a power of two"] = scaled(blocks.abs().amax(-1) / 448)
-        faulty["scale rounded down"] = scaled(torch.exp2(torch.floor(torch.log2(blocks.abs().amax(-1) / 448))))
+        faulty["scale not a power of two"] = scaled(blocks.abs().amax(-1) / largest)
+        faulty["scale rounded down"] = scaled(torch.exp2(torch.floor(torch.log2(blocks.abs().amax(-1) / largest))))
     return Trial("quantise", activation, data, wants, width, clean, honest, faulty)
 
 
