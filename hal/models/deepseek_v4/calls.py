@@ -13,7 +13,7 @@ from typing import Any
 
 from hal.errors import ConfigError
 from hal.models.deepseek_v4.config import CSA_RATIO, DeepseekV4Config
-from hal.plan import Call
+from hal.planning import Call
 
 _WINDOW = ("v4_584", "v4_640", "rows_bf16_fp8", "rows_bf16", "rows_f32", "rows_f64")
 _INDEX = ("index_mxfp4_68", "index_fp8_132", "index_bf16_mxfp4", "index_int8_130", "rows_bf16", "rows_f32", "rows_f64")

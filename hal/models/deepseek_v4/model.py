@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import hal
 from hal.batch import Batch
 from hal.models.deepseek_v4.attention import Attention
 from hal.models.deepseek_v4.caches import Caches, LayerCaches
@@ -143,8 +144,10 @@ class DeepseekV4(nn.Module):
     ) -> DeepseekV4:
         """A model of tensors under official names; arguments as in `from_checkpoint`."""
         simulate = config.quantization is not None if simulate is None else simulate
-        numerics, operators, device = bound(config, backend=backend, dtype=dtype, simulate=simulate, context=context)
-        return cls(Weights(tensors, config, numerics, device), operators, context)
+        numerics, operators, plan = bound(config, backend=backend, dtype=dtype, simulate=simulate, context=context)
+        model = cls(Weights(tensors, config, numerics, plan.target.device_type), operators, context)
+        model.plan = plan
+        return model
 
     def caches(self, *, tokens: int, requests: int = 1, chunk: int | None = None, block: int = 64) -> Caches:
         """Empty caches for `requests` requests of `tokens` tokens together; arguments as in `Caches`."""

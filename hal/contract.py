@@ -1,0 +1,40 @@
+"""A contract: what an operator means. Knows no device and imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hal.signature import Signature
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Signature, reference, edges in words, class of numerics, ranges of dynamic sizes, and parts if it is a composite.
+
+    `reference` is `module:function`; a composite's takes the bound parts as keyword `parts`.
+    """
+
+    name: str
+    version: int
+    signature: str
+    reference: str
+    doc: str
+    edges: Mapping[str, str]
+    numerics: str
+    dynamic: Mapping[str, tuple[int, int]]
+    parts: tuple[str, ...] = ()
+    samples: str = ""
+    laws: tuple[str, ...] = ()
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def parsed(self) -> Signature:
+        """The signature, parsed."""
+        return Signature.parse(self.signature)
+
+    @property
+    def short(self) -> str:
+        """The name without its family."""
+        return self.name.split(".")[1]

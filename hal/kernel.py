@@ -1,0 +1,32 @@
+"""A kernel: the declaration of one implementation. Holds no code."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hal.constraints import Constraint
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of `contract`: `code` is `module:function`, `constraints` say which calls it can serve."""
+
+    id: str
+    contract: str
+    code: str
+    constraints: tuple[Constraint, ...] = ()
+    deterministic: bool = True
+    batch_invariant: bool = False
+    capturable: bool = False
+    host_sync: bool = False
+    version: int = 1
+    notes: str = ""
+
+    def load(self) -> Callable[..., Any]:
+        """The function; this is the first moment at which its module is imported."""
+        module, name = self.code.split(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function

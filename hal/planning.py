@@ -1,0 +1,224 @@
+"""The plan: per call the kernel that serves it, and the reason why each other one does not. No torch, no device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hal import ops, plugins
+from hal.constraints import Facts
+from hal.contract import Contract
+from hal.errors import NoKernel
+from hal.kernel import Kernel
+from hal.policy import Policy
+from hal.selection import REFERENCE, target_of
+from hal.target import Target
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a contract: static sizes, ranges of dynamic ones, dtypes and layouts of arguments, attributes."""
+
+    contract: str
+    name: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its name, or its contract's."""
+        return self.name or self.contract
+
+    def facts(self, target: Target) -> Facts:
+        """What kernels may ask about."""
+        dynamic = {**ops.get(self.contract).dynamic, **self.ranges}
+        return Facts({**dynamic, **self.sizes}, self.dtypes, self.layouts, self.attributes, target.features)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A kernel that does not serve a call, and why."""
+
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer for one call: kernels in order (several where they split a range), or the parts of a composite."""
+
+    call: Call
+    kernels: tuple[Kernel, ...]
+    parts: tuple[Choice, ...]
+    lost: tuple[Lost, ...]
+
+    @property
+    def winner(self) -> str:
+        """Who serves the call, in words."""
+        return " | ".join(kernel.id for kernel in self.kernels) or " + ".join(part.winner for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The immutable answer for all calls."""
+
+    target: Target
+    policy: Policy
+    choices: tuple[Choice, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal decisions."""
+        words = json.dumps([self.target.name, *([c.call.title, c.winner] for c in self.choices)])
+        return hashlib.sha256(words.encode()).hexdigest()
+
+
+def plan(calls: Iterable[Call], *, target: Target | None = None, policy: Policy | None = None) -> Plan:
+    """Choose a kernel for every call.
+
+    Order: the rule of HAL_OPS that fits, else the backend's own list, best first. A composite without an eligible
+    kernel is planned part by part.
+
+    Raises:
+        NoKernel: some calls cannot be served, or kernels leave a hole in a range of sizes; every blocker is listed.
+    """
+    policy = policy or Policy.current()
+    target = target or target_of(policy)
+    kernels = kernels_of(target, policy)
+    blockers: list[str] = []
+    choices = tuple(_choose(call, target, policy, kernels, blockers) for call in calls)
+    if blockers:
+        listed = "; ".join(blockers)
+        fix = "set HAL_ALLOW=reference to let the references serve them" if target.name != REFERENCE else ""
+        raise NoKernel(
+            f"{target.name} cannot serve {len(blockers)} calls: {listed}", where="plan", fix=fix, blockers=tuple(blockers)
+        )
+    return Plan(target, policy, choices)
+
+
+def kernels_of(target: Target, policy: Policy) -> list[Kernel]:
+    """Every kernel a plan on `target` may use, best first."""
+    found = [] if target.backend == REFERENCE else plugins.load(target.backend).kernels(target)
+    if target.backend == REFERENCE or "reference" in policy.allow:
+        found += references()
+    return found
+
+
+def references() -> list[Kernel]:
+    """The references as kernels, composites through their parts."""
+    return [
+        Kernel(f"reference.{contract.short}", contract.name, contract.reference)
+        for contract in ops.CONTRACTS.values()
+        if not contract.parts
+    ]
+
+
+def _choose(call: Call, target: Target, policy: Policy, kernels: list[Kernel], blockers: list[str]) -> Choice:
+    contract = ops.get(call.contract)
+    facts = call.facts(target)
+    lost: list[Lost] = []
+    eligible = []
+    for kernel in _ordered(call, policy, [k for k in kernels if k.contract == call.contract], lost):
+        reasons = [str(reason) for c in kernel.constraints if (reason := c.reason(facts)) is not None]
+        if reasons:
+            lost.append(Lost(kernel.id, "; ".join(reasons)))
+        else:
+            eligible.append(kernel)
+    chosen, hole = cover(eligible, facts)
+    lost += [Lost(kernel.id, f"{chosen[0].id} comes first") for kernel in eligible if chosen and kernel not in chosen]
+    if chosen and hole is None:
+        return Choice(call, chosen, (), tuple(lost))
+    if contract.parts:
+        before = len(blockers)
+        parts = tuple(_choose(_part(call, part), target, policy, kernels, blockers) for part in contract.parts)
+        if len(blockers) == before:
+            return Choice(call, (), parts, tuple(lost))
+        return Choice(call, (), (), tuple(lost))
+    why = hole or ", ".join(f"{item.kernel}: {item.reason}" for item in lost) or "no kernel is installed"
+    blockers.append(f"{call.title} ({call.contract}): {why}")
+    return Choice(call, (), (), tuple(lost))
+
+
+def _ordered(call: Call, policy: Policy, kernels: list[Kernel], lost: list[Lost]) -> list[Kernel]:
+    """The order that the first fitting rule of HAL_OPS asks for."""
+    rule = next((choices for glob, choices in policy.ops if fnmatchcase(call.contract, glob)), None)
+    if rule is None:
+        return kernels
+    denied = [choice[1:] for choice in rule if choice.startswith("!")]
+    wanted = [choice for choice in rule if not choice.startswith("!")] or ["*"]
+    ordered = [kernel for glob in wanted for kernel in kernels if fnmatchcase(kernel.id, glob)]
+    ordered = [k for k in dict.fromkeys(ordered) if not any(fnmatchcase(k.id, glob) for glob in denied)]
+    lost += [Lost(kernel.id, "excluded by HAL_OPS") for kernel in kernels if kernel not in ordered]
+    return ordered
+
+
+def cover(kernels: list[Kernel], facts: Facts) -> tuple[tuple[Kernel, ...], str | None]:
+    """The shortest head of `kernels` that serves every dynamic size, and the hole that is left, in words.
+
+    Kernels may cut one dynamic size into intervals; a kernel that cuts another one does not help to fill a hole.
+    """
+    chosen: list[Kernel] = []
+    open_: dict[str, list[tuple[int, int]]] | None = None
+    for kernel in kernels:
+        cuts = served(kernel, facts)
+        chosen.append(kernel)
+        if not cuts:
+            return tuple(chosen), None
+        if len(cuts) > 1:
+            chosen.pop()
+            continue
+        ((name, interval),) = cuts.items()
+        whole = facts.dims[name]
+        assert isinstance(whole, tuple)
+        open_ = open_ if open_ is not None else {name: [whole]}
+        if name not in open_:
+            chosen.pop()
+            continue
+        open_[name] = [piece for gap in open_[name] for piece in _without(gap, interval)]
+        if not open_[name]:
+            return tuple(chosen), None
+    holes = [f"{name} {low}..{high} is served by no kernel" for name, gaps in (open_ or {}).items() for low, high in gaps]
+    return tuple(chosen), ", ".join(holes) or None
+
+
+def served(kernel: Kernel, facts: Facts) -> dict[str, tuple[int, int]]:
+    """Per dynamic size that the kernel does not serve whole, the interval that it does."""
+    cuts: dict[str, tuple[int, int]] = {}
+    for constraint in kernel.constraints:
+        whole = facts.dims.get(constraint.name) if constraint.kind == "dim" else None
+        if constraint.interval is None or not isinstance(whole, tuple):
+            continue
+        low, high = cuts.get(constraint.name, whole)
+        cut = (max(low, constraint.interval[0]), min(high, constraint.interval[1]))
+        if cut != whole:
+            cuts[constraint.name] = cut
+    return cuts
+
+
+def _without(gap: tuple[int, int], interval: tuple[int, int]) -> list[tuple[int, int]]:
+    low, high = gap
+    pieces = [(low, min(high, interval[0] - 1)), (max(low, interval[1] + 1), high)]
+    return [piece for piece in pieces if piece[0] <= piece[1]]
+
+
+def _part(call: Call, part: str) -> Call:
+    """A part's call: what its signature shares with the composite's."""
+    contract: Contract = ops.get(part)
+    signature = contract.parsed
+    arguments = {argument.name for argument in signature.arguments}
+    return Call(
+        part,
+        name=f"{call.title}.{contract.short}",
+        sizes={name: size for name, size in call.sizes.items() if name in signature.dims},
+        ranges={name: size for name, size in call.ranges.items() if name in signature.dims},
+        dtypes={name: kind for name, kind in call.dtypes.items() if name in arguments},
+        layouts={name: kind for name, kind in call.layouts.items() if name in arguments},
+        attributes={name: value for name, value in call.attributes.items() if name in signature.attributes},
+    )

@@ -1,0 +1,117 @@
+"""Loads backends: only the one that was asked for is imported, and one that is broken says so without harming others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from hal import hookspecs
+from hal.environment import nearest
+from hal.errors import ApiMismatch, Broken, Conflict, NotInstalled
+from hal.hookspecs import hookimpl
+from hal.kernel import Kernel
+from hal.target import Backend, Target
+
+__all__ = ["GROUP", "Loaded", "hookimpl", "installed", "load"]
+
+GROUP = "hal.backends"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backend whose module is imported and whose hooks are checked."""
+
+    backend: Backend
+    hooks: Any
+
+    def targets(self) -> list[Target]:
+        """The chips that are here."""
+        return list(self._call("hal_targets"))
+
+    def kernels(self, target: Target) -> list[Kernel]:
+        """Kernels for a target, best first.
+
+        Raises:
+            Conflict: two have the same id.
+        """
+        kernels: list[Kernel] = list(self._call("hal_kernels", target=target))
+        seen: set[str] = set()
+        for kernel in kernels:
+            if kernel.id in seen:
+                raise Conflict(f"two kernels are called {kernel.id!r}", where=self.backend.distribution, fix="rename one")
+            seen.add(kernel.id)
+        return kernels
+
+    def layouts(self, target: Target) -> list[str]:
+        """Cache layouts and weight schemes, best first."""
+        return list(self._call("hal_layouts", target=target))
+
+    def _call(self, hook: str, **arguments: Any) -> Any:
+        try:
+            found = getattr(self.hooks, hook)(**arguments)
+        except Exception as error:
+            raise Broken(f"{hook} raised {type(error).__name__}: {error}", where=self.backend.distribution) from error
+        return found[0] if found else []
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Entry points of all installed backends, by name; nothing is imported.
+
+    Raises:
+        Conflict: two distributions register the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        other = found.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            raise Conflict(
+                f"{other.value} and {entry.value} both register the backend {entry.name!r}",
+                where=GROUP,
+                fix="uninstall one of the two distributions",
+            )
+    return found
+
+
+@cache
+def load(name: str) -> Loaded:
+    """Import and check one backend.
+
+    Raises:
+        NotInstalled: no distribution registers it.
+        Broken: its module raises, or has a hook that does not exist.
+        ApiMismatch: it was written for another major version of the hooks.
+    """
+    entries = installed()
+    if name not in entries:
+        fix = nearest(name, entries) if entries else f"pip install hal-{name}"
+        raise NotInstalled(f"no installed package provides the backend {name!r}", where="HAL_BACKEND", fix=fix)
+    entry = entries[name]
+    where = f"{entry.dist.name} ({entry.value})" if entry.dist else entry.value
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(entry.load(), name=name)
+        manager.check_pending()
+        declared = manager.hook.hal_backend()
+    except pluggy.PluginValidationError as error:
+        hook = str(error).partition("unknown hook ")[2].split("'")[1] if "unknown hook" in str(error) else ""
+        known = [word for word in vars(hookspecs) if word.startswith("hal_")]
+        raise Broken(f"it has a hook that cannot be used: {error}", where=where, fix=nearest(hook, known)) from error
+    except (Exception, SystemExit) as error:
+        raise Broken(
+            f"importing it raised {type(error).__name__}: {error}", where=where, fix=f"repair or uninstall {where}"
+        ) from error
+    if not declared:
+        raise Broken("it has no hal_backend hook", where=where, fix="return a hal Backend from hal_backend()")
+    backend: Backend = declared[0]
+    major = int(backend.api.split(".")[0])
+    if major != hookspecs.API[0]:
+        here = ".".join(map(str, hookspecs.API))
+        raise ApiMismatch(
+            f"it was written for hooks {backend.api}, this hal has {here}", where=where, fix=f"install a hal-{name} for {here}"
+        )
+    return Loaded(backend, manager.hook)
