@@ -105,7 +105,7 @@ def test_transformers_form_reads_back(config: DeepseekV4Config) -> None:
     ("change", "words"),
     [
         ({"slidng_window": 128}, "`slidng_window` is not a field of DeepSeek-V4's configuration"),
-        ({"slidng_window": 128}, "did you mean `sliding_window`?"),
+        ({"slidng_window": 128}, "Did you mean `sliding_window`"),
         ({"model_type": "deepseek_v41"}, "`model_type` is 'deepseek_v41'; DeepSeek-V4 has 'deepseek_v4'"),
         ({"num_key_value_heads": 8}, "`num_key_value_heads` is 8"),
         ({"compress_ratios": [0, 4]}, "`compress_ratios` has 2 entries for 43 layers and 1 MTP blocks"),

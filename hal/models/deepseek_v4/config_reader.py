@@ -116,7 +116,7 @@ def parse(data: Mapping[str, Any]) -> DeepseekV4Config:
     for name in data:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean `{near[0]}`?" if near else "remove it, or use the release of hal that knows it"
+            hint = f"did you mean `{near[0]}`" if near else "remove it, or use the release of hal that knows it"
             raise field_error(name, "is not a field of DeepSeek-V4's configuration", hint)
     for name, allowed in _FIXED.items():
         if name in data and data[name] not in allowed:

@@ -74,9 +74,10 @@ class DeepseekV4(nn.Module):
     what is. Parameters ask for no gradient until `requires_grad_(True)`; `logits` is differentiable.
     """
 
-    def __init__(self, weights: Weights, operators: Operators, context: int | None = None) -> None:
+    def __init__(self, weights: Weights, operators: Operators, plan: hal.Plan, context: int | None = None) -> None:
         super().__init__()
         config = weights.config
+        self.plan = plan
         self.config, self.numerics, self.device = config, weights.numerics, weights.device
         self.context = context or config.max_position_embeddings
         main = config.num_hidden_layers
@@ -145,9 +146,7 @@ class DeepseekV4(nn.Module):
         """A model of tensors under official names; arguments as in `from_checkpoint`."""
         simulate = config.quantization is not None if simulate is None else simulate
         numerics, operators, plan = bound(config, backend=backend, dtype=dtype, simulate=simulate, context=context)
-        model = cls(Weights(tensors, config, numerics, plan.target.device_type), operators, context)
-        model.plan = plan
-        return model
+        return cls(Weights(tensors, config, numerics, plan.target.device_type), operators, plan, context)
 
     def caches(self, *, tokens: int, requests: int = 1, chunk: int | None = None, block: int = 64) -> Caches:
         """Empty caches for `requests` requests of `tokens` tokens together; arguments as in `Caches`."""
