@@ -85,7 +85,7 @@ class KVCache:
         """Every row of every page, dequantised: [blocks, block_size, head_dim]."""
         size = self.layout.block_size
         rows = torch.arange(self.pages.shape[0] * size, device=self.pages.device)
-        return self.read(rows, dtype).unflatten(0, (-1, size))
+        return self.read(rows, dtype).view(-1, size, self.layout.head_dim)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from hal.signature import Signature
 class Contract:
     """Signature, reference, edges in words, class of numerics, ranges of dynamic sizes, and parts if it is a composite.
 
-    `reference` is `module:function`; a composite's takes the bound parts as keyword `parts`.
+    `reference` is `module:function`; a composite's takes the bound parts as keyword `parts`. `promises` are words that
+    a call may sharpen in its `layouts`, with what holds where it says nothing.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Contract:
     samples: str = ""
     laws: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    promises: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parsed(self) -> Signature:

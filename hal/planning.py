@@ -38,8 +38,9 @@ class Call:
 
     def facts(self, target: Target) -> Facts:
         """What kernels may ask about."""
-        dynamic = {**ops.get(self.contract).dynamic, **self.ranges}
-        return Facts({**dynamic, **self.sizes}, self.dtypes, self.layouts, self.attributes, target.features)
+        contract = ops.get(self.contract)
+        dynamic, layouts = {**contract.dynamic, **self.ranges}, {**contract.promises, **self.layouts}
+        return Facts({**dynamic, **self.sizes}, self.dtypes, layouts, self.attributes, target.features)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ ATTEND = Contract(
     numerics="sum",
     dynamic={"tokens": TOKENS, "requests": REQUESTS},
     samples="hal.conformance.samples.attention:attend",
+    promises={"rows": "any", "lse": "wanted"},
 )
 
 CONTRACTS = (COMPRESS, COMPRESS_POOL, STORE, SELECT, INDEX_SCORES, ATTEND)

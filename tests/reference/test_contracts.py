@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
+from hal.constraints import layout
 from hal.errors import UnknownName
 from hal.formats import ACTIVATIONS, SCHEMES
 from hal.ops import CONTRACTS, get, matmul
+from hal.planning import Call
+from hal.target import Target
 
 EACH = pytest.mark.parametrize("name", CONTRACTS)
 
@@ -24,10 +26,9 @@ def reference(name: str) -> Any:
 
 
 def declared(name: str) -> tuple[list[str], list[str]]:
-    """Arguments and attributes as the signature's text has them."""
-    inputs, _ = str(CONTRACTS[name].signature).split("->")
-    tensors, _, attributes = inputs.partition(";")
-    return re.findall(r"(\w+)[!?]*(?:\[|:\s*[A-Z])", tensors), re.findall(r"(\w+):", attributes)
+    """Names of arguments and of attributes."""
+    signature = CONTRACTS[name].parsed
+    return [argument.name for argument in signature.arguments], list(signature.attributes)
 
 
 def test_all_thirteen_are_there() -> None:
@@ -69,7 +70,7 @@ def test_choices_are_those_of_the_formats() -> None:
 
 def test_unknown_names_get_a_hint() -> None:
     assert get("attn.attend") is CONTRACTS["attn.attend"]
-    with pytest.raises(UnknownName, match=r"did you mean 'attn\.attend'"):
+    with pytest.raises(UnknownName, match=r"The nearest is 'attn\.attend'"):
         get("attn.atend")
 
 
@@ -77,3 +78,15 @@ def test_contracts_need_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import hal.ops; print(len(hal.ops.CONTRACTS))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "13", done.stderr
+
+
+def test_a_call_that_promises_nothing_does_not_reach_kernels_that_need_a_promise() -> None:
+    target = Target("test", "cpu")
+    needed = layout("rows").one_of("selected"), layout("lse").one_of("none")
+    silent = Call("attn.attend").facts(target)
+    assert [str(c.reason(silent)) for c in needed] == [
+        "layout rows is any, wanted one of selected",
+        "layout lse is wanted, wanted one of none",
+    ]
+    promised = Call("attn.attend", layouts={"rows": "selected", "lse": "none"}).facts(target)
+    assert [c.reason(promised) for c in needed] == [None, None]

@@ -1,4 +1,4 @@
-"""Arguments for every contract, made from sizes and a seed: V4 shapes scaled down, ragged batches, and every edge in words."""
+"""Arguments for every contract, made from sizes and a seed: V4 shapes scaled down, ragged batches, every edge."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from hal.conformance.samples.sample import Draw, Sample
 from hal.rope import Rope
 
 WINDOW, BLOCK = 128, 64
+SELECTED = {"rows": "selected", "lse": "none"}
 INDEX_ROPE = Rope(64, 160000.0, 16.0, 65536)
 
 
@@ -29,6 +30,8 @@ def attend() -> Iterator[Sample]:
     yield _attend("csa", 4, DECODE, "float32", "v4_584", top_k=1)
     yield _attend("csa", 4, PREFILL, "float32", "rows_f32", holes="front")
     yield _attend("csa", 4, MIXED, "float32", "rows_f32", holes="all")
+    for requests in (PREFILL, DECODE, MIXED):
+        yield _attend("csa", 4, requests, "bfloat16", "rows_bf16", holes="selected")
     yield _attend("csa", 4, MIXED, "float32", "rows_f32", window=0, holes="all")
     yield _attend("hca", 128, MIXED, "float32", "rows_f32", window=0)
     yield _attend("swa", 0, MIXED, "float32", "rows_f32", sink=False)
@@ -71,16 +74,24 @@ def _attend(
         make,
         sizes=sizes,
         dtypes={"q": dtype},
-        layouts={"window": rows} | ({"compressed": rows} if ratio else {}),
+        layouts={"window": rows} | ({"compressed": rows} if ratio else {}) | (SELECTED if holes == "selected" else {}),
         attributes={"scale": head_dim**-0.5, "window_size": window, "ratio": ratio},
         dynamic={"tokens": requests.tokens, "requests": len(requests.lengths)},
     )
 
 
 def _rows(draw: Draw, batch: Batch, ratio: int, top_k: int, holes: str) -> Tensor:
-    """Distinct visible entries per token, `-1` where there are fewer, and where `holes` says."""
+    """Distinct visible entries per token, `-1` where there are fewer, and where `holes` says.
+
+    "selected" is what `attn.select` promises: as many as there can be, then `-1`.
+    """
     visible = batch.visible(ratio)
     most = max(int(visible.max()) if batch.tokens else 0, top_k)
+    if holes == "selected":
+        every = draw.distinct(most, batch.tokens, most)
+        first = (every >= visible[:, None]).int().argsort(dim=-1, stable=True)[:, :top_k]
+        every = every.gather(1, first)
+        return torch.where(every < visible[:, None], every, -1).int()
     order = draw.distinct(most, batch.tokens, top_k)
     rows = torch.where(order < visible[:, None], order, -1)
     if holes == "some":

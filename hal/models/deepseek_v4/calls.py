@@ -157,7 +157,7 @@ def _attend(
     config: DeepseekV4Config, numerics: Numerics, kind: str, ratio: int, step: dict[str, tuple[int, int]]
 ) -> Call:
     sizes = {"heads": config.num_attention_heads, "head_dim": config.head_dim}
-    layouts = {"window": numerics.window, "rows": "selected", "lse": "none"}  # rows of attn.select; lse is not looked at
+    layouts = {"window": numerics.window, "rows": "selected", "lse": "none"}  # rows of attn.select; lse unused
     if kind == "csa":
         sizes["top_k"] = config.index_topk
     if kind != "swa":
