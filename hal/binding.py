@@ -39,18 +39,13 @@ def _bound(choice: Choice, target: Target) -> Bound:
     if choice.parts:
         contract = ops.get(choice.call.contract)
         module, name = contract.reference.split(":")
-        # The composite's body hands each part its attributes itself.
-        parts = SimpleNamespace(
-            **{ops.get(p.call.contract).short: _function(p, target) for p in choice.parts}
-        )
+        parts = SimpleNamespace(**{ops.get(p.call.contract).short: _bound(p, target) for p in choice.parts})
         return partial(getattr(importlib.import_module(module), name), parts=parts, **attributes)
     return partial(_function(choice, target), **attributes) if attributes else _function(choice, target)
 
 
 def _function(choice: Choice, target: Target) -> Bound:
     """The kernel's function behind its error boundary; one guard where several kernels split a range."""
-    if choice.parts:
-        return _bound(choice, target)
     guarded = [_Named(kernel, choice.call.title) for kernel in choice.kernels]
     if len(guarded) == 1:
         return guarded[0]
