@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Policy:
     def current(cls, *, backend: str | None = None, ops: str | None = None, allow: str | None = None) -> Policy:
         """Arguments before `with hal.use`, before the environment, before HAL_CONFIG, before the defaults."""
         variables = environment.read()
-        layers = [
+        layers: list[tuple[str, Mapping[str, str | None]]] = [
             ("argument", {"backend": backend, "ops": ops, "allow": allow}),
             *(("with hal.use", words) for words in reversed(_USED.get())),
             ("environment", {name: variables.get(f"HAL_{name.upper()}") for name in DEFAULTS}),

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -32,3 +40,19 @@ class Backend:
     distribution: str
     device_type: str
     api: str = "1.0"
+
+
+@cache
+def described() -> tuple[Target, ...]:
+    """Every chip of `profiles.toml`, here or not. `facts` maps a name to value, source and date."""
+    words = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
+    return tuple(
+        Target(
+            name,
+            chip["device_type"],
+            frozenset(chip.get("features", ())),
+            {fact["name"]: fact for fact in chip.get("facts", ())},
+            present=False,
+        )
+        for name, chip in words.items()
+    )
