@@ -36,7 +36,7 @@ class HalError(Exception):
 
     def __str__(self) -> str:
         words = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{words.rstrip('.')}. {self.fix[:1].upper()}{self.fix[1:].rstrip('.')}." if self.fix else words
+        return f"{words}; {self.fix}" if self.fix else words
 
 
 class ConfigError(HalError):
