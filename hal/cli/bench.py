@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from hal.cli.output import Json, console, show, table
+from hal.cli.output import Json, show, table, working
 
 if TYPE_CHECKING:
     from hal.bench.result import Comparison
@@ -60,7 +59,7 @@ def overhead(
     """What a bound call costs over calling its function, next to a torch.library.custom_op of the same function."""
     from hal.bench.overhead import overhead as measure
 
-    with _working("measuring calls"):
+    with working("measuring calls"):
         result = measure(rounds)
     data = result.to_dict()
     show(data, json, lambda: _figures(data))
@@ -71,14 +70,9 @@ def _compare(
 ) -> None:
     results: list[Comparison] = []
     for label, measure, sizes in jobs:
-        with _working(f"measuring {label}"):
+        with working(f"measuring {label}"):
             results.append(measure(**sizes, rounds=rounds, backend=backend, threads=threads))
     show([result.to_dict() for result in results], json, lambda: _comparisons(results))
-
-
-def _working(what: str) -> Any:
-    page = console(stderr=True)
-    return page.status(what) if page.is_terminal else nullcontext()
 
 
 def _comparisons(results: list[Comparison]) -> Table:

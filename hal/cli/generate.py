@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 
-from hal.cli.output import Json, console, show
+from hal.cli.output import Json, console, show, working
 
 
 def command(
@@ -33,8 +32,7 @@ def command(
     """Continue a text with a DeepSeek-V4 checkpoint. The text goes to stdout as it comes, a summary to stderr."""
     from hal.models.deepseek_v4 import DeepseekV4, Session, Tokenizer
 
-    progress = console(stderr=True)
-    with progress.status(f"loading {checkpoint}") if progress.is_terminal else nullcontext():
+    with working(f"loading {checkpoint}"):
         began = perf_counter()
         tokenizer = Tokenizer.open(checkpoint)
         model = DeepseekV4.from_checkpoint(checkpoint, backend=backend, dtype=dtype, simulate=simulate)

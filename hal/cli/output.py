@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,12 @@ def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) 
     return made
 
 
+def working(what: str) -> AbstractContextManager[object]:
+    """Shows on a terminal that something long is going on."""
+    page = console(stderr=True)
+    return page.status(what) if page.is_terminal else nullcontext()
+
+
 def error_paragraph(error: HalError) -> None:
     """An error as one paragraph on stderr."""
     page = console(stderr=True)
@@ -70,7 +77,7 @@ def binary(count: float) -> str:
 
 
 def _digits(number: float) -> str:
-    return f"{number:.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
+    return f"{number:.0f}" if abs(number) >= 100 or number == int(number) else f"{number:#.3g}"
 
 
 def version() -> str:

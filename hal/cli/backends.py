@@ -1,0 +1,74 @@
+"""`hal backends`: what is installed, in which state, and which chips it found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from hal.cli.output import Json, show, table
+
+STYLES = {"ready": "green", "no device": "yellow", "not installed": "dim"}
+
+
+@dataclass(frozen=True)
+class State:
+    """A backend as this machine sees it.
+
+    `state` is `ready`, `no device`, `not installed`, or the name of the error (`Broken`, `ApiMismatch`, `Conflict`);
+    `why` is the error's paragraph.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    state: str
+    targets: tuple[str, ...] = ()
+    kernels: int = 0
+    why: str = ""
+
+
+def command(json: Json = False) -> None:
+    """List backends: installed or known, their state, and the chips that each found."""
+    found = list(states())
+    show([asdict(state) for state in found], json, lambda: overview(found))
+
+
+def states() -> Iterator[State]:
+    """Every installed backend, then those that chips are described for but no package provides."""
+    from hal import plugins
+    from hal.errors import BackendError
+    from hal.target import described
+
+    entries = plugins.installed()
+    for name, entry in entries.items():
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
+        try:
+            loaded = plugins.load(name)
+            targets = loaded.targets()
+            count = len(loaded.kernels(targets[0])) if targets else 0
+        except BackendError as error:
+            yield State(name, distribution, version, type(error).__name__, why=str(error))
+            continue
+        names = tuple(target.name for target in targets)
+        yield State(name, distribution, version, "ready" if targets else "no device", names, count)
+    for name in dict.fromkeys(target.backend for target in described()):
+        if name not in entries:
+            yield State(name, f"hal-{name}", "", "not installed", why=f"pip install hal-{name}")
+
+
+def overview(found: list[State]) -> Table:
+    """Backends as a table."""
+    made = table("backend", "package", "state", "chips here", "kernels", "", right=("kernels",))
+    for each in found:
+        made.add_row(
+            each.name,
+            f"{each.distribution} {each.version}".rstrip(),
+            Text(each.state, style=STYLES.get(each.state, "red")),
+            ", ".join(each.targets),
+            str(each.kernels or ""),
+            Text(each.why, style="dim"),
+        )
+    return made

@@ -1,0 +1,65 @@
+"""`hal ops`: contracts, and which installed backend has kernels for them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from hal.cli.output import Json, show, table
+
+
+def command(json: Json = False) -> None:
+    """List contracts and the kernels that each installed backend declares for them, with the tier of each."""
+    from hal import ops, plugins
+    from hal.errors import BackendError
+
+    kernels: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for backend in plugins.installed():
+        try:
+            kernels[backend] = _kernels(plugins.load(backend))
+        except BackendError:
+            continue  # `hal backends` says why
+    rows = [
+        {
+            "contract": contract.name,
+            "version": contract.version,
+            "signature": contract.signature,
+            "doc": contract.doc,
+            "numerics": contract.numerics,
+            "parts": list(contract.parts),
+            "kernels": {backend: found.get(contract.name, []) for backend, found in kernels.items()},
+        }
+        for contract in ops.CONTRACTS.values()
+    ]
+    show(rows, json, lambda: _table(rows, list(kernels)))
+
+
+def _kernels(loaded: Any) -> dict[str, list[dict[str, str]]]:
+    """Kernels by contract, over all chips that the backend finds or describes."""
+    found: dict[str, list[dict[str, str]]] = {}
+    seen: set[str] = set()
+    for target in loaded.targets():
+        for kernel in loaded.kernels(target):
+            if kernel.id not in seen:
+                seen.add(kernel.id)
+                found.setdefault(kernel.contract, []).append({"id": kernel.id, "tier": "declared"})
+    return found
+
+
+def _table(rows: list[dict[str, Any]], backends: list[str]) -> Table:
+    made = table("contract", "meaning", *backends)
+    for row in rows:
+        name = Text(row["contract"]) + Text(f" v{row['version']}", style="dim")
+        cells = [_cell(row["kernels"][backend]) for backend in backends]
+        made.add_row(name, Text(re.split(r"\.\s+(?=[A-Z])", row["doc"])[0].rstrip("."), style="dim"), *cells)
+    return made
+
+
+def _cell(kernels: list[dict[str, str]]) -> Text:
+    """`2 declared, 1 verified`; a dash where there is none."""
+    tiers = Counter(kernel["tier"] for kernel in kernels)
+    return Text(", ".join(f"{count} {tier}" for tier, count in tiers.items()) or "–")
