@@ -36,7 +36,10 @@ class HalError(Exception):
 
     def __str__(self) -> str:
         words = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{words}; {self.fix}" if self.fix else words
+        if not self.fix:
+            return words
+        fix = self.fix[:1].upper() + self.fix[1:]
+        return f"{words.rstrip('.')}. {fix}" + ("" if fix.endswith((".", "?")) else ".")
 
 
 class ConfigError(HalError):

@@ -79,10 +79,10 @@ def test_arguments_beat_use_beats_environment(monkeypatch: pytest.MonkeyPatch) -
 
 def test_typos_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAL_BACKENDS", "cpu")
-    with pytest.raises(UnknownVariable, match="did you mean 'HAL_BACKEND'"):
+    with pytest.raises(UnknownVariable, match="Did you mean 'HAL_BACKEND'"):
         Policy.current()
     monkeypatch.delenv("HAL_BACKENDS")
-    with pytest.raises(UnknownName, match="did you mean 'requantize'"):
+    with pytest.raises(UnknownName, match="Did you mean 'requantize'"):
         Policy.current(allow="requantise")
 
 
