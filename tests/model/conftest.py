@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,13 +205,17 @@ def run(model: DeepseekV4, caches: Any, feeds: list[tuple[int, int, list[int]]])
     return list(model.head_logits(model(ids, batch, caches)).split(lengths))
 
 
-@pytest.fixture(scope="session")
-def lab() -> SimpleNamespace:
-    """The helpers above, for tests in other files."""
-    tools: dict[str, Callable[..., Any]] = {
-        "tiny": tiny,
-        "random_tensors": random_tensors,
-        "transformers_model": transformers_model,
-        "run": run,
-    }
-    return SimpleNamespace(**tools)
+def random_tokens(config: DeepseekV4Config, length: int, seed: int) -> list[int]:
+    """Tokens that depend on nothing but their number and the seed."""
+    ids = torch.randint(0, config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+    tokens: list[int] = ids.tolist()
+    return tokens
+
+
+@pytest.fixture(scope="session", params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both backends that need no device; hal-cpu where it is installed."""
+    name: str = request.param
+    if name == "cpu":
+        pytest.importorskip("hal_cpu")
+    return name

@@ -6,10 +6,10 @@ import random
 
 import pytest
 import torch
-from hal.errors import ConfigError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hal.errors import ConfigError
 from hal.models.deepseek_v4 import Caches, DeepseekV4, Numerics
 
 from . import conftest as lab
@@ -24,7 +24,7 @@ def model() -> DeepseekV4:
 
 
 def sequence(length: int, seed: int) -> list[int]:
-    return torch.randint(0, CONFIG.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return lab.random_tokens(CONFIG, length, seed)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

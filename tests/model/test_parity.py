@@ -7,9 +7,10 @@ an entry that all heads score zero is then too rare to matter, and no tolerance 
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -38,10 +39,10 @@ def cases(draw: st.DrawFn) -> tuple[DeepseekV4Config, list[list[int]], int, int]
     return config, prompts, draw(st.integers(2, 40)), draw(st.integers(0, 2**16))
 
 
-def check(config: DeepseekV4Config, prompts: list[list[int]], chunk: int, seed: int) -> None:
+def check(config: DeepseekV4Config, prompts: list[list[int]], chunk: int, seed: int, backend: str) -> None:
     """One shot, in chunks, and token by token, requests interleaved in one batch, against transformers alone."""
     tensors = lab.random_tensors(config, seed)
-    model = DeepseekV4.from_tensors(config, tensors, backend="reference")
+    model = DeepseekV4.from_tensors(config, tensors, backend=backend)
     oracle = lab.transformers_model(config, tensors)
     with torch.no_grad():
         expected = [oracle(torch.tensor([prompt])).logits[0] for prompt in prompts]
@@ -75,43 +76,41 @@ long = settings(max_examples=150, deadline=None, suppress_health_check=list(Heal
 
 @quick
 @given(case=cases())
-def test_logits(case: tuple[DeepseekV4Config, list[list[int]], int, int]) -> None:
-    check(*case)
+def test_logits(backend: str, case: tuple[DeepseekV4Config, list[list[int]], int, int]) -> None:
+    check(*case, backend)
 
 
 @pytest.mark.slow
 @long
 @given(case=cases())
-def test_logits_of_many_configurations(case: tuple[DeepseekV4Config, list[list[int]], int, int]) -> None:
-    check(*case)
+def test_logits_of_many_configurations(backend: str, case: tuple[DeepseekV4Config, list[list[int]], int, int]) -> None:
+    check(*case, backend)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_greedy_tokens(seed: int) -> None:
-    """256 greedy steps of prompts of 1, 3 and 40 tokens together, with and without drafts, as transformers'."""
+@functools.cache
+def greedy_case() -> tuple[dict[str, torch.Tensor], list[list[int]], list[list[int]]]:
+    """Weights, prompts of 2 and 40 tokens, and transformers' 256 greedy tokens for each."""
     config = lab.tiny()
-    tensors = lab.random_tensors(config, seed)
-    generator = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(0, config.vocab_size, (n,), generator=generator).tolist() for n in (1, 3, 40)]
+    tensors = lab.random_tensors(config, 0)
     oracle = lab.transformers_model(config, tensors)
-    expected = [greedy(oracle, prompt, 256) for prompt in prompts]
-    model = DeepseekV4.from_tensors(config, tensors, backend="reference")
+    prompts = [lab.random_tokens(config, length, seed=length) for length in (2, 40)]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        out = oracle.generate(
+            ids, attention_mask=mask, max_new_tokens=256, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        expected.append(out[0, len(prompt) :].tolist())
+    return tensors, prompts, expected
+
+
+def test_greedy_tokens(backend: str) -> None:
+    """256 greedy steps of two requests in one batch, and 64 with drafts, are transformers'."""
+    tensors, prompts, expected = greedy_case()
+    model = DeepseekV4.from_tensors(lab.tiny(), tensors, backend=backend)
     assert generate(model, prompts, max_new_tokens=256, chunk=16) == expected
-    assert generate(model, prompts, max_new_tokens=256, chunk=64, requests=2, speculative=True) == expected
-
-
-def greedy(oracle: transformers.DeepseekV4ForCausalLM, prompt: list[int], steps: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    out = oracle.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=steps,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    tokens: list[int] = out[0, len(prompt) :].tolist()
-    return tokens
+    assert generate(model, prompts, max_new_tokens=64, speculative=True) == [tokens[:64] for tokens in expected]
 
 
 def test_draft_block() -> None:
@@ -120,7 +119,7 @@ def test_draft_block() -> None:
 
     config = lab.tiny(compress_ratios=(4, 0), num_hidden_layers=2)
     tensors = lab.random_tensors(config, 7)
-    prompt = torch.randint(0, config.vocab_size, (40,), generator=torch.Generator().manual_seed(7)).tolist()
+    prompt = lab.random_tokens(config, 40, seed=7)
     model = DeepseekV4.from_tensors(config, tensors, backend="reference")
 
     main = lab.transformers_model(config, tensors)

@@ -32,7 +32,7 @@ def bound(
 def numerics_on(
     target: hal.Target, config: DeepseekV4Config, *, simulate: bool | None = None, dtype: str | None = None
 ) -> Numerics:
-    """What is stored and rounded how on a chip: the first of its backend's layouts that can hold each kind of row.
+    """What is stored and rounded how on a chip: the first layouts that its backend names.
 
     Args:
         simulate: the official code's simulated quantisation; by default on where the checkpoint is quantised.
