@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hal.constraints import Constraint, attribute, dtype, layout
 from hal.kernel import Kernel
 from hal_cpu.layouts import ACTIVATIONS, CACHES, DTYPES, INDEX, WEIGHTS
@@ -36,7 +34,7 @@ def _kernel(contract: str, *constraints: Constraint, notes: str) -> Kernel:
     )
 
 
-def _float(*arguments: str) -> Sequence[Constraint]:
+def _float(*arguments: str) -> list[Constraint]:
     return [dtype(argument).one_of(*DTYPES) for argument in arguments]
 
 

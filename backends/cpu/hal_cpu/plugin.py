@@ -1,32 +1,30 @@
-"""The hooks of hal-cpu."""
+"""The hooks: what hal asks of this backend. Importing this imports no torch."""
 
 from __future__ import annotations
 
 from hal.kernel import Kernel
 from hal.plugins import hookimpl
 from hal.target import Backend, Target
-from hal_cpu import kernels, layouts, target
+from hal_cpu.kernels import KERNELS
+from hal_cpu.layouts import CACHES, INDEX, WEIGHTS
+from hal_cpu.target import this_machine
 
 
 @hookimpl
 def hal_backend() -> Backend:
-    """This distribution."""
-    return Backend("cpu", "hal-cpu", "cpu", api="1.0")
+    return Backend(name="cpu", distribution="hal-cpu", device_type="cpu", api="1.0")
 
 
 @hookimpl
 def hal_targets() -> list[Target]:
-    """The CPU that is here."""
-    return [target.target()]
+    return [this_machine()]
 
 
 @hookimpl
 def hal_kernels(target: Target) -> list[Kernel]:
-    """All kernels; none needs a feature of the CPU."""
-    return list(kernels.KERNELS)
+    return list(KERNELS)
 
 
 @hookimpl
 def hal_layouts(target: Target) -> list[str]:
-    """What kernels read and write."""
-    return [*layouts.CACHES, *layouts.INDEX, *layouts.WEIGHTS]
+    return list(dict.fromkeys((*CACHES, *INDEX, *WEIGHTS)))
