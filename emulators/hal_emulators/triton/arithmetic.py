@@ -83,8 +83,7 @@ def cast(_: Any, source: TensorHandle, target_type: tl.dtype, rounding: Any = No
     if source_type == target:
         return TensorHandle(source.data, target)
     if target not in DISGUISED and source_type not in DISGUISED:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return TensorHandle(source.data.astype(interpreter._get_np_dtype(target)), target)
+        return TensorHandle(source.data.astype(interpreter._get_np_dtype(target)), target)
     if target not in DTYPES:
         return TensorHandle(as_float32(source).astype(interpreter._get_np_dtype(target)), target)
     if rounding == ir.ROUNDING_MODE.RTZ and target.primitive_bitwidth < source_type.primitive_bitwidth:

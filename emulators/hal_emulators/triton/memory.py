@@ -210,7 +210,8 @@ def _run(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
     launch.shadows.clear()
     traffic.begin(launch.kernel)
     try:
-        _call(self, *args, **kwargs)
+        with np.errstate(all="ignore"):  # infinities and NaN are values here, as on a chip
+            _call(self, *args, **kwargs)
     except interpreter.InterpreterError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, SanitizerError):

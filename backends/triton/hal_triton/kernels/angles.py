@@ -43,7 +43,7 @@ def rotate(x, position, frequencies, PAIRS: tl.constexpr):
 
 @triton.jit
 def hadamard(x, D: tl.constexpr):
-    """Orthonormal Hadamard transform of each row of bfloat16 `x[R, D]` in float32: products with +1 and -1 are exact."""
+    """Hadamard transform of each row of bfloat16 `x[R, D]`, unscaled, in float32: products with +1 and -1 are exact."""
     i = tl.arange(0, D)
     bits = i[:, None] & i[None, :]
     bits ^= bits >> 8

@@ -1,8 +1,8 @@
 """Attention of one shared K=V head over window rows and compressed rows, read from their caches in place.
 
-One program holds a token and HEADS of its heads and walks the rows it sees once, with an online softmax. For long rows
-and few tokens the compressed rows are cut into parts; a merge that is exact in float32 puts them together, with the
-same formula that an uncut program uses, so a token whose rows fit one part gets the same bits either way.
+One program holds a token and H of its heads and walks the rows it sees once, window first, with an online softmax. For
+long rows and few tokens the rows are cut into parts; a merge that is exact in float32 puts them together, with the same
+formula that an uncut program uses.
 """
 
 from __future__ import annotations
@@ -10,51 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.rows import locate, read_rows, read_turning
+from hal_triton.kernels.bits import int64
+from hal_triton.kernels.rows import locate, read_rows, read_turning, row_places
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def absorb(
-    q,
-    q_turning,
-    bytes_,
-    halves,
-    words,
-    page_bytes,
-    physical,
-    valid,
-    factor,
-    top,
-    total,
-    acc,
-    acc_turning,
-    D: tl.constexpr,
-    ROPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KIND: tl.constexpr,
-):
-    """One step of the online softmax over rows `physical[N]`, of which `valid[N]` exist; scores in units of log 2.
-
-    Rotated channels of "v4" rows are an operand of their own: they have another type, and 512 is a power of two, 448 not.
-    """
-    rows = read_rows(bytes_, halves, words, page_bytes, physical, valid, D, ROPE, BLOCK, KIND)
-    s = tl.dot(q, tl.trans(rows))
-    if KIND == "v4":
-        turning = read_turning(halves, page_bytes, physical, valid, D, ROPE, BLOCK)
-        s = tl.dot(q_turning, tl.trans(turning), s)
-    s = tl.where(valid[None, :], s * factor, -float("inf"))
-    higher = tl.maximum(top, tl.max(s, 1))
-    p = tl.exp2(s - higher[:, None])
-    fade = tl.exp2(top - higher)
-    total = total * fade + tl.sum(p, 1)
-    share = p.to(rows.dtype)
-    acc = tl.dot(share, rows, acc * fade[:, None])
-    if KIND == "v4":
-        acc_turning = tl.dot(share, turning, acc_turning * fade[:, None])
-    return higher, total, acc, acc_turning
 
 
 @triton.jit
@@ -63,22 +23,57 @@ def sink_share(lse, sink, row, in_heads, HAS_SINK: tl.constexpr):
     if HAS_SINK:
         share = 1.0 / (1.0 + tl.exp(tl.load(sink + row, mask=in_heads, other=-float("inf")) - lse))
     else:
-        share = tl.full(lse.shape, 1.0, tl.float32)
+        share = lse * 0.0 + 1.0
     return share
+
+
+@triton.jit
+def absorb(
+    x,
+    x_last,
+    data,
+    scales,
+    turning,
+    valid,
+    factor,
+    top,
+    total,
+    acc,
+    acc_last,
+    ROPE: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """One step of the online softmax over the rows at pointers `data[N]`, `scales[N]`, `turning[N]` where `valid`."""
+    D: tl.constexpr = acc.shape[1]
+    rows = read_rows(data, scales, valid, D, ROPE, KIND)
+    s = tl.dot(x, tl.trans(rows))
+    if KIND == "v4":
+        last = read_turning(turning, valid, ROPE)
+        s = tl.dot(x_last, tl.trans(last), s)
+    s = tl.where(valid[None, :], s * factor, -float("inf"))
+    higher = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - higher[:, None])
+    fade = tl.exp2(top - higher)
+    total = total * fade + tl.sum(p, 1)
+    share = p.to(tl.bfloat16)
+    acc = tl.dot(share, rows, acc * fade[:, None])
+    if KIND == "v4":
+        acc_last = tl.dot(share, last, acc_last * fade[:, None])
+    return higher, total, acc, acc_last
 
 
 @triton.jit
 def attend_kernel(
     q,
-    window_bytes,
-    window_halves,
-    window_words,
+    window_data,
+    window_scales,
+    window_turning,
     window_page,
     window_table,
     window_width,
-    bytes_,
-    halves,
-    words,
+    data,
+    scales,
+    turning,
     page_bytes,
     table,
     table_width,
@@ -108,61 +103,60 @@ def attend_kernel(
     H: tl.constexpr,
     N: tl.constexpr,
 ):
-    """`attn.attend`; ROWS: "listed", "prefix" or "none" compressed rows.
+    """`attn.attend`; ROWS: "listed", "prefix" or "none" compressed rows. `factor` is the scale in units of log 2.
 
     Where CUT, `out` is float32 `[tokens, parts, heads, D]` and `lse` `[tokens, parts, heads]`: each part's own softmax,
-    lse -inf where the part has no rows. The window belongs to part 0.
+    lse -inf where the part has no rows. Part `p` takes compressed rows from `p * part_rows`, part 0 the window too.
+
+    Rotated channels of "v4" rows are an operand of their own: they have another type, and 512 is a power of two, 448
+    is not.
     """
+    SPLIT: tl.constexpr = KIND == "v4"
+    CODES: tl.constexpr = D - ROPE if SPLIT else D
     head_blocks = tl.cdiv(heads, H)
     n = tl.arange(0, N)
     column = tl.arange(0, D)
-    SPLIT: tl.constexpr = KIND == "v4"
-    CODES: tl.constexpr = D - ROPE if SPLIT else D
-    turning = tl.arange(0, ROPE)
+    last = tl.arange(0, ROPE)
     for tile in range(tl.program_id(0), tokens * head_blocks * parts, tl.num_programs(0)):
         part = tile % parts
-        token = (tile // parts // head_blocks).to(tl.int64)
+        token = int64(tile // parts // head_blocks)
         head = (tile // parts) % head_blocks * H + tl.arange(0, H)
         in_heads = head < heads
         position = tl.load(positions + token)
         slot = tl.load(slots + tl.load(requests + token))
-        at = (token * heads + head)[:, None] * D + column[None, :]
-        x = tl.load(q + at, mask=in_heads[:, None] & (column < CODES)[None, :], other=0.0)
-        at_turning = (token * heads + head)[:, None] * D + CODES + turning[None, :]
-        x_turning = tl.load(q + at_turning, mask=in_heads[:, None], other=0.0)
+        at = q + (token * heads + head)[:, None] * D
+        x = tl.load(at + column[None, :], mask=in_heads[:, None] & (column < CODES)[None, :], other=0.0)
+        x_last = tl.load(at + CODES + last[None, :], mask=in_heads[:, None], other=0.0) if SPLIT else x
         top = tl.full((H,), -1e30, tl.float32)
         total = tl.zeros((H,), tl.float32)
         acc = tl.zeros((H, D), tl.float32)
-        acc_turning = tl.zeros((H, ROPE), tl.float32)
+        acc_last = tl.zeros((H, ROPE), tl.float32)
         if WINDOW > 0:
             count = tl.where(part == 0, tl.minimum(position + 1, WINDOW), 0).to(tl.int32)
             for i in range(0, count, N):
-                row = position - count + 1 + i + n
+                row = (position - count + 1 + i + n).to(tl.int64)
                 physical, valid = locate(window_table, window_width, slot, row, i + n < count, WINDOW_BLOCK)
-                top, total, acc, acc_turning = absorb(
+                data_at, scale_at, last_at = row_places(physical, window_page, D, ROPE, WINDOW_BLOCK, KIND)
+                top, total, acc, acc_last = absorb(
                     x,
-                    x_turning,
-                    window_bytes,
-                    window_halves,
-                    window_words,
-                    window_page,
-                    physical,
+                    x_last,
+                    window_data + data_at,
+                    window_scales + scale_at,
+                    window_turning + last_at,
                     valid,
                     factor,
                     top,
                     total,
                     acc,
-                    acc_turning,
-                    D,
+                    acc_last,
                     ROPE,
-                    WINDOW_BLOCK,
                     KIND,
                 )
         if ROWS != "none":
             if ROWS == "listed":
                 count = top_k
             else:
-                count = tl.minimum((position + 1) // RATIO, table_width * BLOCK).to(tl.int32)
+                count = ((position + 1) // RATIO).to(tl.int32)
             for i in range(part * part_rows, tl.minimum(count, (part + 1) * part_rows), N):
                 wanted = i + n < count
                 if ROWS == "listed":
@@ -170,23 +164,20 @@ def attend_kernel(
                 else:
                     row = (i + n).to(tl.int64)
                 physical, valid = locate(table, table_width, slot, row, wanted, BLOCK)
-                top, total, acc, acc_turning = absorb(
+                data_at, scale_at, last_at = row_places(physical, page_bytes, D, ROPE, BLOCK, KIND)
+                top, total, acc, acc_last = absorb(
                     x,
-                    x_turning,
-                    bytes_,
-                    halves,
-                    words,
-                    page_bytes,
-                    physical,
+                    x_last,
+                    data + data_at,
+                    scales + scale_at,
+                    turning + last_at,
                     valid,
                     factor,
                     top,
                     total,
                     acc,
-                    acc_turning,
-                    D,
+                    acc_last,
                     ROPE,
-                    BLOCK,
                     KIND,
                 )
         empty = total == 0.0
@@ -199,12 +190,12 @@ def attend_kernel(
             where = token * heads + head
             inverse *= tl.where(empty, 0.0, sink_share(logs, sink, head, in_heads, HAS_SINK))
             tl.store(lse + where, tl.where(empty, float("inf"), logs), mask=in_heads)
-        result = (acc * inverse[:, None]).to(out.dtype.element_ty)
         at = out + where[:, None] * D
+        result = (acc * inverse[:, None]).to(out.dtype.element_ty)
         tl.store(at + column[None, :], result, mask=in_heads[:, None] & (column < CODES)[None, :])
         if SPLIT:
-            result = (acc_turning * inverse[:, None]).to(out.dtype.element_ty)
-            tl.store(at + CODES + turning[None, :], result, mask=in_heads[:, None])
+            result = (acc_last * inverse[:, None]).to(out.dtype.element_ty)
+            tl.store(at + CODES + last[None, :], result, mask=in_heads[:, None])
 
 
 @triton.jit

@@ -13,6 +13,12 @@ INVERSE_6 = tl.constexpr(0.16666666666666666)
 
 
 @triton.jit
+def int64(i):
+    """An index as int64: offsets into caches and weights pass 2**31."""
+    return tl.full((), 0, tl.int64) + i
+
+
+@triton.jit
 def ceil_ue8m0(x):
     """The ue8m0 code of the smallest power of two that is at least `x` (float32, positive, normal)."""
     bits = x.to(tl.int32, bitcast=True)
@@ -46,19 +52,16 @@ def float32_to_e4m3(x):
 
 
 @triton.jit
-def e4m3_to_bfloat16(code):
-    """e4m3 codes (uint8, no NaN) to bfloat16, exactly: the fields are shifted into place and rebiased by 2**120."""
-    u = code.to(tl.int16)
-    bits = ((u & 0x80) << 8) | ((u & 0x7F) << 4)
-    return (bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * 1.329227995784916e36).to(tl.bfloat16)
+def e4m3_to_float32(code):
+    """e4m3 codes (uint8, no NaN) to float32, exactly: fields shifted into place, sign-extended, rebiased by 2**120."""
+    bits = (code.to(tl.int8, bitcast=True).to(tl.int32) << 20) & -0x78100000
+    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
 
 
 @triton.jit
-def e4m3_to_float32(code):
-    """e4m3 codes (uint8, no NaN) to float32, exactly."""
-    u = code.to(tl.int32)
-    bits = ((u & 0x80) << 24) | ((u & 0x7F) << 20)
-    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+def e4m3_of_word(word):
+    """The e4m3 code in the highest byte of int32 words (no NaN) to float32, exactly."""
+    return ((word >> 4) & -0x78100000).to(tl.float32, bitcast=True) * 1.329227995784916e36
 
 
 @triton.jit
@@ -79,15 +82,25 @@ def e2m1_to_bfloat16(code):
 
 
 @triton.jit
-def block_scale(amax, MAXIMUM_INVERSE: tl.constexpr, FLOOR: tl.constexpr):
-    """ue8m0 code of a block's scale: the smallest power of two that brings `amax` into the format's range."""
-    return ceil_ue8m0(tl.maximum(amax, FLOOR) * MAXIMUM_INVERSE)
+def magnitude_bits(x):
+    """Bits of |x| as int32: ordered like |x|, with infinity and NaN above every number."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def block_scale(amax_bits, MAXIMUM_INVERSE: tl.constexpr, FLOOR: tl.constexpr):
+    """ue8m0 code of a block's scale: the smallest power of two that brings the largest magnitude into range.
+
+    255, which stands for NaN, where the block holds an infinity or NaN.
+    """
+    amax = tl.maximum(amax_bits.to(tl.float32, bitcast=True), FLOOR)
+    return tl.where(amax_bits >= 0x7F800000, 255, ceil_ue8m0(amax * MAXIMUM_INVERSE))
 
 
 @triton.jit
 def inverse_power(code):
     """2**(127 - code) for 1 <= code <= 253: what dividing by the scale multiplies with, exactly."""
-    return ((254 - code) << 23).to(tl.float32, bitcast=True)
+    return (tl.maximum(254 - code, 1) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

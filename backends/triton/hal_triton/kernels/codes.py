@@ -3,9 +3,19 @@
 import triton
 import triton.language as tl
 
-from hal_triton.bits import INVERSE_6, INVERSE_448, block_scale, float32_to_e2m1, float32_to_e4m3, inverse_power
+from hal_triton.kernels.bits import (
+    INVERSE_6,
+    INVERSE_448,
+    block_scale,
+    float32_to_e2m1,
+    float32_to_e4m3,
+    int64,
+    inverse_power,
+    magnitude_bits,
+)
 
 E4M3_FLOOR = tl.constexpr(1e-4)
+INT8_FLOOR = tl.constexpr(1.27e-8)
 E2M1_FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2**-126
 
 
@@ -21,8 +31,10 @@ def e4m3_blocks(x, BLOCK: tl.constexpr):
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1]
     parts = tl.reshape(x, R, C // BLOCK, BLOCK)
-    scale = block_scale(tl.max(tl.abs(parts), 2), INVERSE_448, E4M3_FLOOR)
-    return tl.reshape(float32_to_e4m3(parts * inverse_power(scale)[:, :, None]), R, C), scale
+    scale = block_scale(tl.max(magnitude_bits(parts), 2), INVERSE_448, E4M3_FLOOR)
+    codes = float32_to_e4m3(parts * inverse_power(scale)[:, :, None])
+    codes = tl.where((scale == 255)[:, :, None], 0x7F, codes).to(tl.uint8)
+    return tl.reshape(codes, R, C), scale
 
 
 @triton.jit
@@ -31,8 +43,9 @@ def e2m1_blocks(x):
     R: tl.constexpr = x.shape[0]
     C: tl.constexpr = x.shape[1]
     parts = tl.reshape(x, R, C // 32, 32)
-    scale = block_scale(tl.max(tl.abs(parts), 2), INVERSE_6, E2M1_FLOOR)
+    scale = block_scale(tl.max(magnitude_bits(parts), 2), INVERSE_6, E2M1_FLOOR)
     codes = float32_to_e2m1(parts * inverse_power(scale)[:, :, None])
+    codes = tl.where((scale == 255)[:, :, None], 0, codes)
     low, high = tl.split(tl.reshape(codes, R, C // 2, 2))
     return (low | (high << 4)).to(tl.uint8), scale
 
@@ -68,11 +81,13 @@ def store_tile(x, codes, scales, row, in_rows, first, width, ACTIVATION: tl.cons
 @triton.jit
 def store_int8_row(x, codes, scales, row, column, width):
     """Quantise one row `x[C]` (float32, zero past `width`) to int8 with one float32 scale."""
-    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-10) / 127.0
-    scaled = x / scale
-    rounded = tl.floor(scaled + 0.5)
-    tie = (rounded - scaled == 0.5) & (tl.floor(rounded * 0.5) * 2.0 != rounded)
-    value = tl.clamp(rounded - tie.to(tl.float32), -127.0, 127.0)
+    bits = tl.max(magnitude_bits(x), 0)
+    amax = tl.maximum(bits.to(tl.float32, bitcast=True), INT8_FLOOR)
+    finite = bits < 0x7F800000
+    scale = tl.where(finite, tl.div_rn(amax, tl.full((), 127.0, tl.float32)), float("nan"))
+    # 1.5 * 2**23 leaves float32 no room for fractions: rounded to nearest even
+    value = tl.div_rn(x, tl.zeros_like(x) + scale) + 12582912.0 - 12582912.0
+    value = tl.where(finite, value, 0.0)
     tl.store(codes + row * width + column, value.to(tl.int8), mask=column < width)
     tl.store(scales + row, scale)
 
@@ -95,6 +110,6 @@ def quantize_int8_kernel(x, codes, scales, rows, width, C: tl.constexpr):
     """`quant.quantize` for "int8_token": one program per row, which fits C columns."""
     column = tl.arange(0, C)
     for tile in range(tl.program_id(0), rows, tl.num_programs(0)):
-        row = (tile * 1).to(tl.int64)
+        row = int64(tile)
         values = tl.load(x + row * width + column, mask=column < width, other=0.0).to(tl.float32)
         store_int8_row(values, codes, scales, row, column, width)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.rows import locate, write_rows
-from hal_triton.store import finish_rows
+from hal_triton.kernels.rows import locate, write_rows
+from hal_triton.kernels.store import finish_rows
 
 
 @triton.jit
@@ -53,7 +53,9 @@ def pool(
         at = (first + position - start)[:, None] * WIDTH + half + channel[None, :]
         value = tl.load(kv + at, mask=fresh[:, None], other=0.0)
         weight = tl.load(score + at, mask=fresh[:, None], other=0.0)
-        weight += tl.load(ape + (position % RATIO)[:, None] * WIDTH + half + channel[None, :], mask=fresh[:, None], other=0.0)
+        weight += tl.load(
+            ape + (position % RATIO)[:, None] * WIDTH + half + channel[None, :], mask=fresh[:, None], other=0.0
+        )
         at = (slot * (COFF * RATIO) + position % (COFF * RATIO))[:, None] * (2 * WIDTH) + half + channel[None, :]
         value = tl.where(kept[:, None], tl.load(state + at, mask=kept[:, None], other=0.0), value)
         weight = tl.where(kept[:, None], tl.load(state + at + WIDTH, mask=kept[:, None], other=0.0), weight)
@@ -109,14 +111,15 @@ def pool_store_kernel(
     frequencies,
     table,
     table_width,
-    bytes_,
-    halves,
-    words,
+    data,
+    scales,
+    turning,
     page_bytes,
     tokens,
     eps,
     D: tl.constexpr,
     PAIRS: tl.constexpr,
+    ROPE: tl.constexpr,
     RATIO: tl.constexpr,
     OVERLAP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -144,7 +147,7 @@ def pool_store_kernel(
             x = finish_rows(x, norm, window * RATIO, frequencies, eps, PAIRS, DTYPE, True, HADAMARD)
             slot = tl.load(slots + request, mask=valid, other=0)
             physical, mapped = locate(table, table_width, slot, window, valid, BLOCK)
-            write_rows(x, bytes_, halves, words, page_bytes, physical, mapped, 2 * PAIRS, BLOCK, KIND)
+            write_rows(x, data, scales, turning, page_bytes, physical, mapped, ROPE, BLOCK, KIND)
 
 
 @triton.jit

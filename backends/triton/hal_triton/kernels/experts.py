@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.codes import store_tile
-from hal_triton.gemm import product, tile_rows
+from hal_triton.kernels.codes import store_tile
+from hal_triton.kernels.gemm import product, tile_rows
 
 
 @triton.jit
@@ -71,8 +71,7 @@ def route_kernel(
             which = tl.sum(tl.where((slot == k)[None, :], ids, 0), 1)
             value = tl.sum(tl.where(expert[None, :] == which[:, None], score, 0.0), 1)
             chosen = tl.where((slot == k)[None, :], value[:, None], chosen)
-        total = tl.sum(chosen, 1)
-        weight = chosen / tl.where(total == 0.0, 1.0, total)[:, None] * scale
+        weight = chosen / (tl.sum(chosen, 1) + 1e-20)[:, None] * scale
         where = row[:, None] * TOP_K + slot[None, :]
         stored = inside[:, None] & (slot < TOP_K)[None, :]
         tl.store(weights + where, weight, mask=stored)
@@ -91,44 +90,51 @@ def count_kernel(expert_ids, block_counts, pairs, experts, E: tl.constexpr, B: t
 
 
 @triton.jit
-def offsets_kernel(
-    block_counts,
-    counts,
-    first_row,
-    last_row,
-    tile_expert,
-    blocks,
-    experts,
-    row_tiles,
-    E: tl.constexpr,
-    BM: tl.constexpr,
-    B: tl.constexpr,
-):
-    """Turn block counts into first rows in place; list row tiles of BM rows that never straddle two experts.
-
-    One program: it walks the blocks twice, then writes the tiles. Unused tiles are empty (first row = last row).
-    """
+def offsets_kernel(block_counts, counts, blocks, experts, E: tl.constexpr):
+    """Turn block counts into first rows, in place, and add up each expert's rows. One program."""
     expert = tl.arange(0, E)
     in_experts = expert < experts
     total = tl.zeros((E,), tl.int32)
     for block in range(blocks):
         total += tl.load(block_counts + block * experts + expert, mask=in_experts, other=0)
-    start = tl.cumsum(total, 0) - total
     tl.store(counts + expert, total.to(tl.int64), mask=in_experts)
-    running = start
+    running = tl.cumsum(total, 0) - total
     for block in range(blocks):
         at = block_counts + block * experts + expert
         here = tl.load(at, mask=in_experts, other=0)
         tl.store(at, running, mask=in_experts)
         running += here
-    tiles = (total + BM - 1) // BM
-    tiles_before = tl.cumsum(tiles, 0) - tiles
-    tiles_end = tiles_before + tiles
-    for base in range(0, row_tiles, B):
-        m = base + tl.arange(0, B)
-        mine = (m[:, None] >= tiles_before[None, :]) & (m[:, None] < tiles_end[None, :])
+
+
+@triton.jit
+def tiles_kernel(
+    counts,
+    starts,
+    first_row,
+    last_row,
+    tile_expert,
+    experts,
+    row_tiles,
+    E: tl.constexpr,
+    BM: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """Row tiles of BM rows that never straddle two experts; tiles that are not needed are empty."""
+    expert = tl.arange(0, E)
+    total = tl.load(counts + expert, mask=expert < experts, other=0).to(tl.int32)
+    if HAS_STARTS:
+        start = tl.load(starts + expert, mask=expert < experts, other=0).to(tl.int32)
+    else:
+        start = tl.cumsum(total, 0) - total
+    needed = (total + BM - 1) // BM
+    after = tl.cumsum(needed, 0)
+    before = after - needed
+    for block in range(tl.program_id(0), tl.cdiv(row_tiles, B), tl.num_programs(0)):
+        m = block * B + tl.arange(0, B)
+        mine = (m[:, None] >= before[None, :]) & (m[:, None] < after[None, :])
         which = tl.sum(tl.where(mine, expert[None, :], 0), 1)
-        row = tl.sum(tl.where(mine, start[None, :] + (m[:, None] - tiles_before[None, :]) * BM, 0), 1)
+        row = tl.sum(tl.where(mine, start[None, :] + (m[:, None] - before[None, :]) * BM, 0), 1)
         end = tl.sum(tl.where(mine, (start + total)[None, :], 0), 1)
         tl.store(tile_expert + m, which, mask=m < row_tiles)
         tl.store(first_row + m, row, mask=m < row_tiles)

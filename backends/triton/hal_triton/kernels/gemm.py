@@ -17,9 +17,10 @@ float32 scales `[rows]`. W formats: "bf16", "fp8_block128" (scales `[N / 128, K 
 import triton
 import triton.language as tl
 
-from hal_triton.bits import (
+from hal_triton.kernels.bits import (
     e2m1_to_bfloat16,
-    e4m3_to_bfloat16,
+    e4m3_to_float32,
+    int64,
     ue8m0_to_bfloat16,
     ue8m0_to_float32,
 )
@@ -65,7 +66,7 @@ def activation_tile(a, scales, row, in_rows, k, K, BK: tl.constexpr, A: tl.const
         if A == "e2m1_32":
             values = e2m1_pairs(load_columns(a, row, in_rows, k // 2, K // 2, BK // 2, EVEN, 0))
         else:
-            values = e4m3_to_bfloat16(load_columns(a, row, in_rows, k, K, BK, EVEN, 0))
+            values = e4m3_to_float32(load_columns(a, row, in_rows, k, K, BK, EVEN, 0)).to(tl.bfloat16)
         tile = scaled(values, scales, row, in_rows, k, K, activation_block(A), EVEN)
     return tile
 
@@ -84,7 +85,7 @@ def weight_tile(w, scales, row, in_rows, k, K, BK: tl.constexpr, W: tl.constexpr
     elif W == "mxfp4":
         tile = e2m1_pairs(load_columns(w, row, in_rows, k // 2, K // 2, BK // 2, EVEN, 0))
     else:
-        tile = e4m3_to_bfloat16(load_columns(w, row, in_rows, k, K, BK, EVEN, 0))
+        tile = e4m3_to_float32(load_columns(w, row, in_rows, k, K, BK, EVEN, 0)).to(tl.bfloat16)
     if W == "mxfp4" or W == "mxfp8":
         tile = scaled(tile, scales, row, in_rows, k, K, 32, EVEN)
     return tile
@@ -127,8 +128,9 @@ def product(
     """float32 `[BM, BN]`: rows `row` of A times rows `column` of W (both int64), dequantised."""
     BM: tl.constexpr = row.shape[0]
     BN: tl.constexpr = column.shape[0]
+    end = tl.where(tl.max(in_rows.to(tl.int32), 0) > 0, K, 0)  # nothing for a tile without rows
     acc = tl.zeros((BM, BN), tl.int32 if UNIT == "int8" else tl.float32)
-    for k in range(0, K, BK):
+    for k in range(0, end, BK):
         if UNIT == "int8":
             x = load_columns(a, row, in_rows, k, K, BK, EVEN, 0)
             y = load_columns(w, column, in_columns, k, K, BK, EVEN, 0)
@@ -181,7 +183,7 @@ def tile_rows(m, rows, first_row, last_row, expert, BM: tl.constexpr, GROUPED: t
     else:
         start = m * BM
         end = rows
-        which = (m * 0).to(tl.int64)
+        which = int64(0)
     row = start + tl.arange(0, BM)
     return row.to(tl.int64), row < end, which
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.angles import hadamard, rotate
-from hal_triton.bits import ue8m0_to_float32
-from hal_triton.codes import store_tile
-from hal_triton.gemm import activation_tile, e4m3
-from hal_triton.rows import locate, read_rows, read_scales
+from hal_triton.kernels.angles import hadamard, rotate
+from hal_triton.kernels.bits import int64, ue8m0_to_float32
+from hal_triton.kernels.codes import store_tile
+from hal_triton.kernels.gemm import activation_tile, e4m3
+from hal_triton.kernels.rows import locate, read_rows, row_places
 
 
 @triton.jit
@@ -51,9 +51,8 @@ def score_kernel(
     slots,
     table,
     table_width,
-    bytes_,
-    halves,
-    words,
+    data,
+    row_scales,
     page_bytes,
     scores,
     tokens,
@@ -72,13 +71,13 @@ def score_kernel(
 ):
     """`scores[t, j] = sum_h weights[t, h] * scale * relu(q[t, h] . k[j])` for the entries j that token t sees.
 
-    UNIT "fp8" multiplies e4m3 codes of both sides, "bf16" their exact bfloat16 values. FILL writes -inf for entries that
-    the token does not see; otherwise they are left alone.
+    UNIT "fp8" multiplies e4m3 codes of both sides, "bf16" their exact bfloat16 values. FILL writes -inf for entries
+    that the token does not see; otherwise they are left alone.
     """
     head = tl.arange(0, H)
     blocks = tl.cdiv(width, N)
     for tile in range(tl.program_id(0), tokens * blocks, tl.num_programs(0)):
-        token = (tile // blocks).to(tl.int64)
+        token = int64(tile // blocks)
         entry = (tile % blocks) * N + tl.arange(0, N)
         visible = (tl.load(positions + token) + 1) // RATIO
         seen = entry < tl.minimum(visible, width)
@@ -88,19 +87,19 @@ def score_kernel(
             row = token * heads + head
             in_heads = head < heads
             weight = tl.load(weights + row, mask=in_heads, other=0.0).to(tl.float32) * scale
+            data_at, scale_at, _ = row_places(physical, page_bytes, D, 0, BLOCK, KIND)
             if UNIT == "fp8":
                 column = tl.arange(0, D)
                 x = e4m3(tl.load(q + row[:, None] * D + column[None, :], mask=in_heads[:, None], other=0))
-                at = (physical // BLOCK) * page_bytes + (physical % BLOCK) * D
-                k = e4m3(tl.load(bytes_ + at[:, None] + column[None, :], mask=mapped[:, None], other=0))
+                k = e4m3(tl.load(data + data_at[:, None] + column[None, :], mask=mapped[:, None], other=0))
                 weight *= ue8m0_to_float32(tl.load(q_scales + row, mask=in_heads, other=127))
             else:
                 x = activation_tile(q, q_scales, row, in_heads, 0, D, D, ACTIVATION, True)
-                k = read_rows(bytes_, halves, words, page_bytes, physical, mapped, D, 0, BLOCK, KIND)
+                k = read_rows(data + data_at, row_scales + scale_at, mapped, D, 0, KIND)
             product = tl.maximum(tl.dot(x, tl.trans(k)), 0.0)
             total = tl.sum(product * weight[:, None], 0)
             if KIND == "fp8":
-                total *= read_scales(words, page_bytes, physical, mapped, D, BLOCK)
+                total *= tl.load(row_scales + scale_at, mask=mapped, other=0.0)
             tl.store(scores + token * width + entry, total, mask=seen)
         if FILL:
             tl.store(scores + token * width + entry, -float("inf"), mask=(entry < width) & (entry >= visible))
@@ -131,13 +130,14 @@ def top_k_kernel(
 ):
     """The `top_k` best of each segment of N scores of each token, in ascending order of their place.
 
-    The threshold is found bit by bit: 32 counts over scores that stay in registers. Equal scores go to the lowest place,
-    so choosing from the chosen of all segments gives what choosing from everything would. LISTED: the candidates' rows
-    are in `rows_in`, -1 for none; otherwise place j is entry j, visible below `(position + 1) // RATIO`.
+    The threshold is found bit by bit: 32 counts over scores that stay in registers. Equal scores go to the lowest
+    place, so choosing from the chosen of all segments gives what choosing from everything would. LISTED: the
+    candidates' rows are in `rows_in`, -1 for none; otherwise place j is entry j, visible below
+    `(position + 1) // RATIO`.
     """
     place = tl.arange(0, N)
     for tile in range(tl.program_id(0), tokens * segments, tl.num_programs(0)):
-        token = (tile // segments).to(tl.int64)
+        token = int64(tile // segments)
         segment = tile % segments
         column = segment * N + place
         inside = column < width

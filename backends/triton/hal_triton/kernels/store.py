@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.angles import hadamard, rotate
-from hal_triton.rows import write_rows
+from hal_triton.kernels.angles import hadamard, rotate
+from hal_triton.kernels.rows import write_rows
 
 
 @triton.jit
@@ -42,14 +42,15 @@ def store_kernel(
     frequencies,
     positions,
     slots,
-    bytes_,
-    halves,
-    words,
+    data,
+    scales,
+    turning,
     page_bytes,
     rows,
     eps,
     D: tl.constexpr,
     PAIRS: tl.constexpr,
+    ROPE: tl.constexpr,
     BLOCK: tl.constexpr,
     KIND: tl.constexpr,
     NORM: tl.constexpr,
@@ -65,4 +66,4 @@ def store_kernel(
         at = values + row[:, None] * D + tl.arange(0, D)[None, :]
         x = tl.load(at, mask=valid[:, None], other=0.0).to(tl.float32)
         x = finish_rows(x, norm, position, frequencies, eps, PAIRS, values.dtype.element_ty, NORM, HADAMARD)
-        write_rows(x, bytes_, halves, words, page_bytes, physical, valid, 2 * PAIRS, BLOCK, KIND)
+        write_rows(x, data, scales, turning, page_bytes, physical, valid, ROPE, BLOCK, KIND)

@@ -1,0 +1,1 @@
+"""The kernels themselves: what runs on the chip."""

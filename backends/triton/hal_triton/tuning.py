@@ -1,0 +1,73 @@
+"""Tile sizes, warps and pipeline stages of every kernel, per chip, from `tuning.toml`.
+
+The chip is whatever Triton's active driver says: a present GPU, or the one that an emulator or the compiler tier stands
+in for. Nothing is measured or learned at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+import triton
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One kernel's configuration on one chip.
+
+    Attributes:
+        tiles: compile-time sizes by parameter name.
+        warps: warps per program.
+        stages: depth of the software pipeline.
+        chosen: how this configuration was chosen.
+    """
+
+    tiles: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    warps: int = 4
+    stages: int = 1
+    chosen: str = ""
+
+    def __getitem__(self, tile: str) -> int:
+        return self.tiles[tile]
+
+
+@cache
+def table() -> Mapping[str, Mapping[str, Any]]:
+    """The whole table: kernel -> chip -> entry."""
+    text = resources.files("hal_triton").joinpath("tuning.toml").read_text(encoding="utf-8")
+    return MappingProxyType(tomllib.loads(text))
+
+
+@cache
+def config(kernel: str, chip: str) -> Config:
+    """The configuration of `kernel` on `chip`; a chip without an entry of its own has the kernel's default."""
+    entries = table()[kernel]
+    entry = {**entries["default"], **entries.get(chip, {})}
+    sizes = {name: value for name, value in entry.items() if name.isupper()}
+    return Config(MappingProxyType(sizes), entry["warps"], entry["stages"], entry["chosen"])
+
+
+def chip() -> str:
+    """The active chip as the table names it: "sm90" on NVIDIA, the backend's name elsewhere."""
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm{target.arch}" if target.backend == "cuda" else str(target.backend)
+
+
+def native_fp8(name: str) -> bool:
+    """Whether the chip multiplies e4m3 (NVIDIA from Ada on)."""
+    return name in ("sm89", "sm90", "sm100", "sm103", "sm120", "sm121")
+
+
+def native_scaled(name: str) -> bool:
+    """Whether the chip multiplies block-scaled e4m3 and e2m1 (NVIDIA's data-centre Blackwell)."""
+    return name in ("sm100", "sm103")
