@@ -71,25 +71,14 @@ def layouts_on(target: Target) -> Sequence[str] | None:
 
 
 def numerics_on(target: Target, config: DeepseekV4Config, dtype: str | None = None) -> Numerics:
-    """What the model stores and rounds how on a chip: the official arithmetic where the checkpoint is quantised.
-
-    Args:
-        dtype: of activations; by default float32 on CPUs and bfloat16 elsewhere.
-    """
-    dtype = dtype or ("float32" if target.device_type == "cpu" else "bfloat16")
-    if config.quantization is None or config.quantization.scale_fmt is None:
-        return Numerics.exact(dtype)
-    return Numerics.published(config, dtype, layouts_on(target))
+    """What the model stores and rounds how on a chip that may not be here; `dtype` as in `Numerics.on`."""
+    return Numerics.on(config, target.device_type, layouts_on(target), dtype=dtype)
 
 
-def survey(
-    config: DeepseekV4Config, numerics: Numerics, target: Target, policy: Policy, context: int
-) -> list[Verdict]:
+def survey(config: DeepseekV4Config, numerics: Numerics, target: Target, policy: Policy, context: int) -> list[Verdict]:
     """The verdict on every operator call of a model on a chip, MTP blocks included."""
     counts = uses(config)
-    return [
-        _verdict(call, counts[call.title], target, policy) for call in calls(config, numerics, context=context)
-    ]
+    return [_verdict(call, counts[call.title], target, policy) for call in calls(config, numerics, context=context)]
 
 
 def _verdict(call: Call, blocks: int, target: Target, policy: Policy) -> Verdict:

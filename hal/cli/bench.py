@@ -53,14 +53,16 @@ def decode(
 
 @command.command()
 def overhead(
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds; each calls every form many times.")] = 200,
+    calls: Annotated[int, typer.Option(min=1, help="Calls of one run.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each form, taken in turns.")] = 25,
+    backend: Backend = None,
     json: Json = False,
 ) -> None:
     """What a bound call costs over calling its function, next to a torch.library.custom_op of the same function."""
     from hal.bench.overhead import overhead as measure
 
     with working("measuring calls"):
-        result = measure(rounds)
+        result = measure(calls=calls, rounds=rounds, backend=backend)
     data = result.to_dict()
     show(data, json, lambda: _figures(data))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,10 +16,16 @@ from hal.errors import ConfigError
 if TYPE_CHECKING:
     from hal.contract import Contract
     from hal.planning import Call, Choice
+    from hal.signature import Signature
 
-TYPES = {"int": int, "float": float, "str": str, "bool": lambda word: {"true": True, "false": False}[word.lower()]}
-HELD = ("Cache", "Weight")
-"""Types of arguments that are given by layout or scheme; other arguments are given by dtype."""
+TYPES: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": lambda word: {"true": True, "false": False}[word.lower()],
+}
+DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "int32", "int64")
+"""Values that are an argument's dtype; any other value is its layout or scheme."""
 
 
 def command(
@@ -72,36 +78,35 @@ def parse(contract: Contract, words: Iterable[str]) -> Call:
     from hal.planning import Call
 
     signature = contract.parsed
-    arguments = {argument.name: argument for argument in signature.arguments}
-    sizes: dict[str, int] = {}
-    ranges: dict[str, tuple[int, int]] = {}
-    attributes: dict[str, Any] = {}
-    layouts: dict[str, str] = {}
-    dtypes: dict[str, str] = {}
+    tensors = {argument.name for argument in (*signature.arguments, *signature.returns)}
+    known = {*signature.dims, *signature.attributes, *tensors}
+    call = Call(contract.name, None, {}, {}, {}, {}, {})
     for word in words:
-        name, equals, value = word.partition("=")
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise ConfigError(f"{contract.name} has no {name!r}", where="hal explain", fix=nearest(name, known))
         try:
-            if not equals:
-                raise ValueError
-            if name in signature.attributes:
-                attributes[name] = TYPES[signature.attributes[name]](value)
-            elif name in arguments and not arguments[name].dims:
-                layouts[name] = value
-            elif name in arguments:
-                dtypes[name] = value
-            elif name in signature.dims and ".." in value:
-                low, _, high = value.partition("..")
-                ranges[name] = (int(low), int(high))
-            elif name in signature.dims:
-                sizes[name] = int(value)
-            else:
-                known = [*signature.dims, *signature.attributes, *arguments]
-                raise ConfigError(f"{contract.name} has no {name!r}", where="hal explain", fix=nearest(name, known))
+            _put(call, signature, name, value)
         except (ValueError, KeyError):
             raise ConfigError(
                 f"cannot read {word!r}", where="hal explain", fix="write name=value, or name=low..high for a range"
             ) from None
-    return Call(contract.name, None, sizes, ranges, dtypes, layouts, attributes)
+    return call
+
+
+def _put(call: Any, signature: Signature, name: str, value: str) -> None:
+    """One word; a name may be a dimension and an attribute at once, as `ratio` of `attn.compress`."""
+    if name in signature.attributes:
+        call.attributes[name] = TYPES[signature.attributes[name]](value)
+    if name in signature.dims and ".." in value:
+        low, _, high = value.partition("..")
+        call.ranges[name] = (int(low), int(high))
+    elif name in signature.dims:
+        call.sizes[name] = int(value)
+    elif name not in signature.attributes:
+        if not value:
+            raise ValueError
+        (call.dtypes if value in DTYPES else call.layouts)[name] = value
 
 
 def _of_model(model: str, op: str, target: Any) -> list[Call]:

@@ -41,6 +41,27 @@ class Numerics:
         return self.linear not in _SCHEME.values()
 
     @classmethod
+    def on(
+        cls,
+        config: DeepseekV4Config,
+        device_type: str,
+        layouts: Sequence[str] | None,
+        *,
+        simulate: bool | None = None,
+        dtype: str | None = None,
+    ) -> Numerics:
+        """The numerics of a checkpoint on a chip.
+
+        Args:
+            layouts: as in `published`.
+            simulate: the official code's simulated quantisation; by default on where the checkpoint is quantised.
+            dtype: of activations; by default float32 on CPUs and bfloat16 elsewhere.
+        """
+        dtype = dtype or ("float32" if device_type == "cpu" else "bfloat16")
+        simulate = config.quantization is not None if simulate is None else simulate
+        return cls.published(config, dtype, layouts) if simulate else cls.exact(dtype)
+
+    @classmethod
     def exact(cls, dtype: str = "float32") -> Numerics:
         """No simulated quantisation: plain rows and weights in the model's dtype. Reproduces transformers."""
         if dtype not in _ROWS:
