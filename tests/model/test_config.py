@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import transformers
 from hypothesis import given, settings
 
 from hal.errors import ConfigError
+from hal.models.deepseek_v4.calls import Numerics, calls, uses
 from hal.models.deepseek_v4.config import DeepseekV4Config, Quantization
 from hal.models.deepseek_v4.config_reader import load, packaged, parse
 from hal.models.deepseek_v4.tensors import tensors
@@ -127,6 +129,7 @@ def test_transformers_form_reads_back(config: DeepseekV4Config) -> None:
             {"rope_parameters": {"main": {"rope_theta": 5000}, "compress": {}}, "rope_scaling": None},
             "`rope_theta` says",
         ),
+        ({"rope_scaling": {"type": "yarn", "factor": 16, "mscale": 1.0}}, "`rope_scaling.mscale` is not a field"),
         ({"scoring_func": "relu"}, "`scoring_func` is 'relu'"),
     ],
 )
@@ -165,3 +168,16 @@ def test_configuration_and_calls_need_no_torch() -> None:
         "assert set(uses(config)) == names, set(uses(config)) ^ names\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_calls_have_the_checkpoints_shapes(name: str) -> None:
+    """Every quantised weight but `wo_a` and the routed experts is in exactly one call's count, at its shape."""
+    config = load(name)
+    counts = uses(config)
+    from_calls = Counter[tuple[int, ...]]()
+    for call in calls(config, Numerics.published(config)):
+        if call.contract == "quant.matmul":
+            from_calls[call.sizes["outputs"], call.sizes["features"]] += counts[call.title]
+    linear = [spec for spec in tensors(config) if spec.kind == "linear" and not spec.name.endswith(".wo_a.weight")]
+    assert from_calls == Counter(spec.shape for spec in linear)

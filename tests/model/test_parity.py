@@ -87,6 +87,21 @@ def test_logits_of_many_configurations(backend: str, case: tuple[DeepseekV4Confi
     check(*case, backend)
 
 
+@torch.no_grad()
+def test_other_dtypes(backend: str) -> None:
+    """float64 agrees with float32 to its rounding, bfloat16 in the main; logits are never narrower than float32."""
+    config = lab.tiny()
+    tensors = lab.random_tensors(config, 5)
+    prompt = lab.random_tokens(config, 60, seed=5)
+    half, single, double = (
+        DeepseekV4.from_tensors(config, tensors, backend=backend, dtype=dtype).logits([prompt])[0]
+        for dtype in ("bfloat16", "float32", "float64")
+    )
+    assert (half.dtype, single.dtype, double.dtype) == (torch.float32, torch.float32, torch.float64)
+    assert (single - double).abs().max() <= TOLERANCE
+    assert torch.nn.functional.cosine_similarity(half, single).median() > 0.99
+
+
 @functools.cache
 def greedy_case() -> tuple[dict[str, torch.Tensor], list[list[int]], list[list[int]]]:
     """Weights, prompts of 2 and 40 tokens, and transformers' 256 greedy tokens for each."""

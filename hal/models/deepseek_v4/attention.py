@@ -99,7 +99,9 @@ class Attention(nn.Module):
         q = self.wq_b(latent).unflatten(-1, (self.heads, -1))
         q = rotate(q * inverse_rms(wide(q), self.eps).to(q.dtype), cos, sin)
 
-        rows = batch.derive("window rows", lambda: caches.window.physical(batch.slots[batch.request], batch.positions))
+        rows = batch.derive(
+            ("deepseek_v4", "window rows"), lambda: caches.window.physical(batch.slots[batch.request], batch.positions)
+        )
         self.store(self.wkv(x), self.kv_norm.weight, self.rope, batch.positions, rows, caches.window)
         if self.compressor is not None:
             self.compressor(x, batch, caches.state, caches.compressed)

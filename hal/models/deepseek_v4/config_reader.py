@@ -56,6 +56,11 @@ _NESTED = {
     "quantization_config", "rope_parameters", "rope_scaling", "scale_fmt",
 }  # fmt: skip
 
+_SCALING = {
+    "attention_factor", "beta_fast", "beta_slow", "factor", "original_max_position_embeddings", "partial_rotary_factor",
+    "rope_theta", "rope_type", "type",
+}  # fmt: skip
+
 _OWN = {field.name for field in fields(DeepseekV4Config)} - {"quantization", "eos_token_ids"}
 _KINDS = {"sliding_attention": 0, "compressed_sparse_attention": CSA_RATIO, "heavily_compressed_attention": 128}
 
@@ -116,7 +121,7 @@ def parse(data: Mapping[str, Any]) -> DeepseekV4Config:
     for name in data:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean `{near[0]}`" if near else "remove it, or use the release of hal that knows it"
+            hint = f"did you mean `{near[0]}`?" if near else "remove it, or use the release of hal that knows it"
             raise field_error(name, "is not a field of DeepSeek-V4's configuration", hint)
     for name, allowed in _FIXED.items():
         if name in data and data[name] not in allowed:
@@ -217,13 +222,14 @@ def _hash_layers(data: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _rope_dim(data: Mapping[str, Any], values: dict[str, Any]) -> None:
-    fraction = data.get("partial_rotary_factor")
-    if fraction is None:
-        return
-    dim = int(_number(values, "head_dim") * fraction)
-    if "qk_rope_head_dim" in values:
-        _agree("qk_rope_head_dim", values["qk_rope_head_dim"], "partial_rotary_factor", dim)
-    values["qk_rope_head_dim"] = dim
+    nested = data.get("rope_parameters") or {}
+    fractions = {"partial_rotary_factor": data.get("partial_rotary_factor")}
+    for part in ("main", "compress"):
+        fractions[f"rope_parameters.{part}.partial_rotary_factor"] = nested.get(part, {}).get("partial_rotary_factor")
+    for name, fraction in fractions.items():
+        if fraction is not None:
+            dim = int(_number(values, "head_dim") * fraction)
+            _agree("qk_rope_head_dim", values.setdefault("qk_rope_head_dim", dim), name, dim)
 
 
 def _ropes(data: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -244,6 +250,9 @@ def _ropes(data: Mapping[str, Any], values: dict[str, Any]) -> None:
         scaling = nested["compress"]
     else:
         scaling = data.get("rope_scaling") or nested
+    for name in scaling:
+        if name not in _SCALING:
+            raise field_error(f"rope_scaling.{name}", "is not a field of DeepSeek-V4's configuration")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         values["rope_factor"] = 1.0

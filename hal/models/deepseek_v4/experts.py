@@ -22,7 +22,7 @@ class Gate(nn.Module):
 
     def __init__(self, weights: Weights, prefix: str, operators: Operators, *, hashed: bool) -> None:
         super().__init__()
-        self.weight = frozen(weights.plain(f"{prefix}weight"))
+        self.weight = frozen(weights.full(f"{prefix}weight"))
         self.bias: Tensor | None
         self.tid2eid: Tensor | None
         self.register_buffer("bias", None if hashed else weights.full(f"{prefix}bias"))
@@ -31,7 +31,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`x [tokens, hidden]` -> weights and expert ids, both `[tokens, top_k]`. Scores are computed in float32."""
-        logits = F.linear(wide(x), wide(self.weight))
+        logits = F.linear(wide(x), self.weight)
         ids = None if self.tid2eid is None else token_ids
         weights, experts = self.route(logits, self.bias, ids, self.tid2eid)
         return weights, experts

@@ -85,7 +85,7 @@ class DeepseekV4(nn.Module):
         self.layers = nn.ModuleList(Block(weights, operators, layer) for layer in range(main))
         self.hc_head = _hyper_head(weights, "")
         self.norm = Norm(weights.full("norm.weight"), config.rms_norm_eps)
-        self.head = frozen(weights.plain("head.weight"))
+        self.head = frozen(weights.full("head.weight"))
         self.mtp = nn.ModuleList(DraftBlock(weights, operators, layer) for layer in config.layers[main:])
 
     @property
@@ -194,7 +194,7 @@ class DeepseekV4(nn.Module):
         return block
 
     def _project(self, x: Tensor) -> Tensor:
-        return F.linear(wide(x), wide(self.head))
+        return F.linear(wide(x), self.head)
 
     def logits(self, token_lists: Sequence[Sequence[int]]) -> list[Tensor]:
         """Logits `[tokens, vocab]` of every position of every sequence, in one differentiable pass."""

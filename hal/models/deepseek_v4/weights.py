@@ -71,12 +71,15 @@ class Weights:
     def _stack(self, names: list[list[str]]) -> Tensor | PackedWeight:
         """One matrix per expert, each from the rows of the named ones, filled in place: no second copy of a layer."""
         if not self.numerics.packed:
-            return _stacked((torch.cat([self.dense(name) for name in group]) for group in names), len(names))
-        first = self._packed(names[0][0])
-        codes = (torch.cat([self._packed(name).codes for name in group]) for group in names)
-        scales = (torch.cat([_scales(self._packed(name)) for name in group]) for group in names)
-        shape = (len(names), first.shape[0] * len(names[0]), first.shape[1])
-        return PackedWeight(_stacked(codes, len(names)), _stacked(scales, len(names)), first.scheme, shape)
+            return _filled(len(names), ([torch.cat([self.dense(name) for name in group])] for group in names))[0]
+        packed = ([self._packed(name) for name in group] for group in names)
+        codes, scales = _filled(
+            len(names),
+            ([torch.cat([w.codes for w in group]), torch.cat([_scales(w) for w in group])] for group in packed),
+        )
+        scheme = self.numerics.experts
+        features = codes.shape[-1] * (2 if scheme == "mxfp4" else 1)
+        return PackedWeight(codes, scales, scheme, (*codes.shape[:2], features))
 
     def _packed(self, name: str) -> PackedWeight:
         stored = self._stored(name)
@@ -100,13 +103,15 @@ def _scales(weight: PackedWeight) -> Tensor:
     return weight.scales
 
 
-def _stacked(parts: Iterator[Tensor], count: int) -> Tensor:
-    first = next(parts)
-    out = first.new_empty((count, *first.shape))
-    out[0] = first
-    for index, part in enumerate(parts, 1):
-        out[index] = part
-    return out
+def _filled(count: int, items: Iterator[list[Tensor]]) -> list[Tensor]:
+    """Stacks of `count` items, one stack for each of an item's tensors, written as the items come."""
+    stacks: list[Tensor] = []
+    for index, item in enumerate(items):
+        if not stacks:
+            stacks = [tensor.new_empty((count, *tensor.shape)) for tensor in item]
+        for stack, tensor in zip(stacks, item, strict=True):
+            stack[index] = tensor
+    return stacks
 
 
 class RandomTensors(Mapping[str, Tensor]):
