@@ -108,12 +108,13 @@ def main() -> None:
     ids = tokenizer.encode(corpus).ids
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(options.out / "tokenizer.json"))
+    torch.set_num_threads(1)  # many small products: a second thread mostly waits
     torch.manual_seed(0)
     random.seed(0)
     model = DeepseekV4.random(CONFIG, seed=0, backend="reference").requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     losses: list[float] = []
-    began = time.perf_counter()
+    began = saved = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=1.0)
@@ -130,6 +131,9 @@ def main() -> None:
             losses.append(main_loss.item())
             words = f"step {len(losses)}  loss {losses[-1]:.3f}  draft {draft_loss.item():.3f}"
             progress.update(task, completed=done, description=words)
+            if time.perf_counter() - saved > 300:
+                saved = time.perf_counter()
+                save_checkpoint(options.out, model)
     save_checkpoint(options.out, model)
     plot(losses, options.out / "loss.png")
     print(f"{len(losses)} steps, last losses {sum(losses[-20:]) / len(losses[-20:]):.3f}; wrote {options.out}")
