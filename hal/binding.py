@@ -92,7 +92,9 @@ def _split(choice: Choice, guarded: list[_Named], target: Target) -> Bound:
             if low <= size <= high:
                 return named(*arguments, **attributes)
         raise ContractError(
-            f"{name} is {size}, outside the planned {facts.dims[name]}", where=choice.call.title, fix="plan a wider range"
+            f"{name} is {size}, outside the planned {facts.dims[name]}",
+            where=choice.call.title,
+            fix="plan a wider range",
         )
 
     return dispatch

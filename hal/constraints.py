@@ -54,7 +54,9 @@ class Constraint:
             return None if self.name in facts.features else Reason("chip", f"feature {self.name}", "without it")
         if self.kind == "check":
             return None if self.holds(facts) else Reason("call", self.wanted, "otherwise")
-        values: Mapping[str, Any] = getattr(facts, {"dim": "dims", "dtype": "dtypes", "layout": "layouts", "attribute": "attributes"}[self.kind])
+        values: Mapping[str, Any] = getattr(
+            facts, {"dim": "dims", "dtype": "dtypes", "layout": "layouts", "attribute": "attributes"}[self.kind]
+        )
         value = values.get(self.name)
         if value is None or (isinstance(value, tuple) and self.interval is not None):
             return None  # unsaid; or a range, which the coverage proof cuts to the interval
@@ -78,7 +80,13 @@ class Field:
     def between(self, low: int, high: int) -> Constraint:
         """Both ends included. On a dynamic size, the part of the range that the kernel serves."""
         return Constraint(
-            self.kind, self.name, f"{low}..{high}", lambda v: low <= v <= high, (low, high), (low - 1, high + 1), (low, high)
+            self.kind,
+            self.name,
+            f"{low}..{high}",
+            lambda v: low <= v <= high,
+            (low, high),
+            (low - 1, high + 1),
+            (low, high),
         )
 
     def multiple_of(self, step: int) -> Constraint:
@@ -111,7 +119,9 @@ def needs(feature: str) -> Constraint:
     return Constraint("feature", feature, feature, lambda v: True)
 
 
-def check(holds: Callable[[Facts], bool], *, says: str, yes: tuple[Any, ...] = (), no: tuple[Any, ...] = ()) -> Constraint:
+def check(
+    holds: Callable[[Facts], bool], *, says: str, yes: tuple[Any, ...] = (), no: tuple[Any, ...] = ()
+) -> Constraint:
     """The hatch: any condition on the facts, in words."""
     return Constraint("check", "", says, holds, yes, no)
 

@@ -99,7 +99,10 @@ def plan(calls: Iterable[Call], *, target: Target | None = None, policy: Policy 
         listed = "; ".join(blockers)
         fix = "set HAL_ALLOW=reference to let the references serve them" if target.name != REFERENCE else ""
         raise NoKernel(
-            f"{target.name} cannot serve {len(blockers)} calls: {listed}", where="plan", fix=fix, blockers=tuple(blockers)
+            f"{target.name} cannot serve {len(blockers)} calls: {listed}",
+            where="plan",
+            fix=fix,
+            blockers=tuple(blockers),
         )
     return Plan(target, policy, choices)
 
@@ -185,7 +188,9 @@ def cover(kernels: list[Kernel], facts: Facts) -> tuple[tuple[Kernel, ...], str 
         open_[name] = [piece for gap in open_[name] for piece in _without(gap, interval)]
         if not open_[name]:
             return tuple(chosen), None
-    holes = [f"{name} {low}..{high} is served by no kernel" for name, gaps in (open_ or {}).items() for low, high in gaps]
+    holes = [
+        f"{name} {low}..{high} is served by no kernel" for name, gaps in (open_ or {}).items() for low, high in gaps
+    ]
     return tuple(chosen), ", ".join(holes) or None
 
 

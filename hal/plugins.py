@@ -42,7 +42,9 @@ class Loaded:
         seen: set[str] = set()
         for kernel in kernels:
             if kernel.id in seen:
-                raise Conflict(f"two kernels are called {kernel.id!r}", where=self.backend.distribution, fix="rename one")
+                raise Conflict(
+                    f"two kernels are called {kernel.id!r}", where=self.backend.distribution, fix="rename one"
+                )
             seen.add(kernel.id)
         return kernels
 
@@ -112,6 +114,8 @@ def load(name: str) -> Loaded:
     if major != hookspecs.API[0]:
         here = ".".join(map(str, hookspecs.API))
         raise ApiMismatch(
-            f"it was written for hooks {backend.api}, this hal has {here}", where=where, fix=f"install a hal-{name} for {here}"
+            f"it was written for hooks {backend.api}, this hal has {here}",
+            where=where,
+            fix=f"install a hal-{name} for {here}",
         )
     return Loaded(backend, manager.hook)

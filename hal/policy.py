@@ -74,7 +74,9 @@ def _file(path: str | None) -> dict[str, str | None]:
         with Path(path).open("rb") as file:
             words = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", where="HAL_CONFIG", fix="name a readable TOML file") from error
+        raise ConfigError(
+            f"cannot read {path}: {error}", where="HAL_CONFIG", fix="name a readable TOML file"
+        ) from error
     for name in words:
         if name not in DEFAULTS:
             raise ConfigError(f"{name!r} is not a setting", where=path, fix=environment.nearest(name, DEFAULTS))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from hal.errors import ContractError
 
-_ARGUMENT = re.compile(r"(?P<name>\w+)(?P<mutated>!)?(?:\[(?P<dims>[\w ]*)\](?::(?P<dtype>\w+))?|:\s*(?P<type>\w+))?(?P<optional>\?)?$")
+_ARGUMENT = re.compile(
+    r"(?P<name>\w+)(?P<mutated>!)?(?:\[(?P<dims>[\w ]*)\](?::(?P<dtype>\w+))?|:\s*(?P<type>\w+))?(?P<optional>\?)?$"
+)
 
 
 @dataclass(frozen=True)

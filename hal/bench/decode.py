@@ -20,7 +20,9 @@ WARM = 2
 TOKEN = 7  # fed in every step
 
 
-def decode(context: int = 65536, *, rounds: int = 8, backend: str | None = None, threads: int | None = None) -> Comparison:
+def decode(
+    context: int = 65536, *, rounds: int = 8, backend: str | None = None, threads: int | None = None
+) -> Comparison:
     """Seconds per token behind `context` tokens, and how far both sides' logits differ.
 
     Args:

@@ -6,11 +6,7 @@ The same kernel function, that of a tiny `moe.route`, called as itself, through 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
-
-import hal
-from hal.bench.result import interleaved
 
 ATTRIBUTES: dict[str, Any] = {"top_k": 2, "scoring": "sigmoid", "scale": 1.0}
 
@@ -48,4 +44,3 @@ def overhead(*, calls: int = 1000, rounds: int = 25, backend: str | None = None)
         rounds: runs of each way, taken in turns.
         backend: as `HAL_BACKEND`.
     """
-    import torch

@@ -11,7 +11,9 @@ from hal.models.deepseek_v4 import DeepseekV4
 CHUNK = 1024  # new tokens per step of `hal`; transformers has no chunked prefill of its own
 
 
-def prefill(tokens: int = 4096, *, rounds: int = 2, backend: str | None = None, threads: int | None = None) -> Comparison:
+def prefill(
+    tokens: int = 4096, *, rounds: int = 2, backend: str | None = None, threads: int | None = None
+) -> Comparison:
     """Seconds until the logits of the last of `tokens` prompt tokens are there, and how far both sides' logits differ.
 
     Args:

@@ -13,7 +13,9 @@ from hal.kernel import Kernel
 from hal.planning import cover
 from hal.policy import Policy
 
-ROUTE = hal.Call("moe.route", sizes={"experts": 8, "top_k": 2}, attributes={"top_k": 2, "scoring": "sigmoid", "scale": 1.0})
+ROUTE = hal.Call(
+    "moe.route", sizes={"experts": 8, "top_k": 2}, attributes={"top_k": 2, "scoring": "sigmoid", "scale": 1.0}
+)
 
 
 def kernel(name: str, *constraints: object) -> Kernel:

@@ -84,7 +84,9 @@ def _windows(
 
     Before the request's first token there is nothing: value 0, score -inf.
     """
-    token, kept, at, none = batch.derive(("cpu windows", ratio, offset, state.kv.shape[1]), lambda: _sources(batch, ratio, offset, state.kv.shape[1]))
+    token, kept, at, none = batch.derive(
+        ("cpu windows", ratio, offset, state.kv.shape[1]), lambda: _sources(batch, ratio, offset, state.kv.shape[1])
+    )
     values, scores = kv[token], score[token]
     if len(kept):
         values.view(-1, values.shape[-1])[kept] = state.kv[..., channels][at].to(values.dtype)

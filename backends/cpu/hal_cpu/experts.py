@@ -92,7 +92,9 @@ def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Te
     """`moe.combine`: a token's rows summed in float32 in slot order, then `residual`, rounded once."""
     if dispatched.route is not None:
         if not isinstance(dispatched.route, Exchange):
-            raise TypeError(f"rows went out by {type(dispatched.route).__name__}; only its own combine brings them back")
+            raise TypeError(
+                f"rows went out by {type(dispatched.route).__name__}; only its own combine brings them back"
+            )
         rows = dispatched.route.backward(rows)
     total = torch.zeros(dispatched.tokens, rows.shape[1], dtype=working_dtype(rows))
     for slot in dispatched.index.unbind(1):

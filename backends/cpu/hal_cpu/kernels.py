@@ -75,7 +75,9 @@ KERNELS = (
     ),
     _kernel("moe.route", notes="Ties go to the lowest expert."),
     _kernel("moe.dispatch", *_float("x"), _activation(), notes="A stable sort by expert; exchanges over any group."),
-    _kernel("moe.experts", layout("w13").one_of(*WEIGHTS), layout("w2").one_of(*WEIGHTS), _activation(), notes="As moe.ffn."),
+    _kernel(
+        "moe.experts", layout("w13").one_of(*WEIGHTS), layout("w2").one_of(*WEIGHTS), _activation(), notes="As moe.ffn."
+    ),
     _kernel("moe.combine", *_float("rows"), notes="Float32 sums in slot order."),
     _kernel("quant.quantize", *_float("x"), attribute("activation").one_of(*ACTIVATIONS[1:]), notes="hal.formats."),
     _kernel(

@@ -48,26 +48,21 @@ def select(
                 chosen = torch.arange(entries)
             else:
                 queries = _prepared(q[block.tokens], *(table[block.tokens] for table in turn), cache, hadamard)
-                scores = _scores(queries, weights[block.tokens], block, cache, entries, scale)
-                scores.masked_fill_(torch.arange(entries) >= visible, float("-inf"))
+                scores = _scores(queries, weights[block.tokens], block, cache, ratio, scale)
                 chosen = best(scores, top_k, ordered=False)
             rows[block.tokens, : min(entries, top_k)] = torch.where(chosen < visible, chosen, -1).int()
     return rows
 
 
-def index_scores(
-    q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float
-) -> Tensor:
+def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float) -> Tensor:
     """`attn.index_scores`: q as the cache's rows are -> scores[tokens, entries], -inf where not visible."""
     work = working_dtype(q, weights)
     most = max((span.end // ratio for span in spans(batch)), default=0)
     scores = torch.full((q.shape[0], most), float("-inf"), dtype=work)
     for span in spans(batch):
         for block in span.blocks(block_size(QUERIES, most)):
-            entries = block.end // ratio
-            found = _scores(q[block.tokens].to(work), weights[block.tokens], block, cache, entries, scale)
-            hidden = torch.arange(entries) >= block.visible(ratio, q.device).unsqueeze(1)
-            scores[block.tokens, :entries] = found.masked_fill_(hidden, float("-inf"))
+            found = _scores(q[block.tokens].to(work), weights[block.tokens], block, cache, ratio, scale)
+            scores[block.tokens, : found.shape[1]] = found
     return scores
 
 
@@ -79,9 +74,10 @@ def _prepared(q: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, hadamard: boo
     return simulate(q, cache.layout.index_activation).to(working_dtype(q))
 
 
-def _scores(queries: Tensor, weights: Tensor, block: Span, cache: KVCache, entries: int, scale: float) -> Tensor:
-    """Sum over heads of weight * scale * relu(q . k) for the block's request, [length, entries]."""
+def _scores(queries: Tensor, weights: Tensor, block: Span, cache: KVCache, ratio: int, scale: float) -> Tensor:
+    """Sum over heads of weight * scale * relu(q . k) for the block's request, [length, entries]; -inf if not visible."""
     length, heads, dim = queries.shape
+    entries, all_see = block.end // ratio, (block.start + 1) // ratio
     factors = weights.to(queries.dtype).mul(scale).unsqueeze(1)
     flat = queries.reshape(length * heads, dim)
     step = max(256, PRODUCT_FLOATS // (length * heads))
@@ -91,4 +87,6 @@ def _scores(queries: Tensor, weights: Tensor, block: Span, cache: KVCache, entri
         for at in range(0, len(keys), step):
             heads_scores = (flat @ keys[at : at + step].T).relu_().view(length, heads, -1)
             scores[:, low + at : low + at + heads_scores.shape[-1]] = torch.bmm(factors, heads_scores).squeeze(1)
+    hidden = torch.arange(all_see, entries) >= block.visible(ratio, queries.device).unsqueeze(1)
+    scores[:, all_see:].masked_fill_(hidden, float("-inf"))
     return scores

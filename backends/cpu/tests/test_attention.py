@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from hal_cpu import attention, selection, topk
-from hal_cpu.softmax import Part, attention as softmax_of, merge
+from hal_cpu.softmax import Part, merge
+from hal_cpu.softmax import attention as softmax_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,13 +25,21 @@ def random_cache(name: str, head_dim: int, slots: int, rows: int, generator: tor
     """Every row of every slot random, in shuffled pages of 16."""
     cache = KVCache.allocate(layout(name, head_dim, 16, rope_dim=16), slots, max(1, rows))
     blocks = cache.block_table.numel()
-    cache = KVCache(cache.layout, cache.pages, torch.randperm(blocks, generator=generator).view_as(cache.block_table).int())
+    cache = KVCache(
+        cache.layout, cache.pages, torch.randperm(blocks, generator=generator).view_as(cache.block_table).int()
+    )
     cache.write(torch.randn(blocks * 16, head_dim, generator=generator), torch.arange(blocks * 16))
     return cache
 
 
 @settings(max_examples=60, deadline=None)
-@given(requests, st.sampled_from(["window", "listed", "prefix"]), st.integers(0, 20), st.integers(1, 12), st.integers(0, 2**31))
+@given(
+    requests,
+    st.sampled_from(["window", "listed", "prefix"]),
+    st.integers(0, 20),
+    st.integers(1, 12),
+    st.integers(0, 2**31),
+)
 def test_attend(spans: list[tuple[int, int]], kind: str, window_size: int, top_k: int, seed: int) -> None:
     """Listed rows may repeat, be -1 anywhere, and be few of many or most of them: both ways to visit them are met."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +72,9 @@ def test_select(spans: list[tuple[int, int]], top_k: int, coarse: bool, seed: in
     q = torch.randn(batch.tokens, 2, 32, generator=generator, dtype=torch.float64)
     weights = torch.randn(batch.tokens, 2, generator=generator, dtype=torch.float64)
     if coarse:
-        cache.pages.copy_(cache.pages.sign() * (torch.rand(cache.pages.shape[:2], generator=generator) < 0.3)[..., None])
+        cache.pages.copy_(
+            cache.pages.sign() * (torch.rand(cache.pages.shape[:2], generator=generator) < 0.3)[..., None]
+        )
         q, weights = q.sign(), weights.sign()
     names = {"top_k": top_k, "ratio": 2, "hadamard": not coarse, "scale": 0.25}
     rope = Rope(16, 10000.0) if not coarse else Rope(16, 1e30)

@@ -83,7 +83,9 @@ def same_choice(got: Tensor, want: Tensor, arguments: tuple[Any, ...], sample: S
 
         q, weights, batch, cache = args
         names = ("ratio", "scale")
-        kept["scores"] = index_scores(q.double(), weights.double(), batch, cache, **{n: sample.attributes[n] for n in names})
+        kept["scores"] = index_scores(
+            q.double(), weights.double(), batch, cache, **{n: sample.attributes[n] for n in names}
+        )
         return kept["scores"]
 
     from types import SimpleNamespace
@@ -129,6 +131,10 @@ def same_argument(mine: Any, other: Any, dtype: str) -> None:
     elif isinstance(other, StateCache):
         close(mine.tensor, other.tensor, dtype)
     elif isinstance(other, Tensor):
-        assert torch.equal(mine.nan_to_num(), other.nan_to_num()) if other.is_floating_point() else torch.equal(mine, other)
+        assert (
+            torch.equal(mine.nan_to_num(), other.nan_to_num())
+            if other.is_floating_point()
+            else torch.equal(mine, other)
+        )
     else:
         assert other is None or isinstance(other, Batch | PackedWeight | Dispatched) or mine == other

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Machine:
         return blocks * self.warps / WARPS_PER_SM[arch]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ptxas(arch: int) -> str:
     from triton.backends.nvidia.compiler import get_ptxas
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from hal_emulators import triton as emulator
+from hal_triton import attention, compression, selection
 
 from hal.cache import StateCache
 from hal.reference import attention as reference_attention
 from hal.reference import compression as reference_compression
 from hal.reference import selection as reference_selection
 from hal.rope import Rope
-from hal_emulators import triton as emulator
-from hal_triton import attention, compression, selection
 
 from .helpers import batch, cache, close, fill, twin
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hal_emulators import triton as emulator
+from hal_triton import experts
 
 from hal import formats
 from hal.reference import experts as reference
-from hal_emulators import triton as emulator
-from hal_triton import experts
 
 from .helpers import close
 

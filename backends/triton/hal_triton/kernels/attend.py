@@ -153,7 +153,7 @@ def attend_kernel(
                     KIND,
                 )
         if ROWS != "none":
-            if ROWS == "listed":
+            if ROWS == "listed":  # noqa: SIM108  both arms of an expression would be compiled
                 count = top_k
             else:
                 count = ((position + 1) // RATIO).to(tl.int32)

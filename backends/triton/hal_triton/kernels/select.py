@@ -151,7 +151,7 @@ def top_k_kernel(
         key = ordered(score)
         threshold = tl.full((), -2147483648, tl.int32)
         for bit in tl.static_range(31, -1, -1):
-            if bit == 31:
+            if bit == 31:  # noqa: SIM108  compile-time branch
                 candidate = threshold ^ threshold
             else:
                 candidate = threshold + (1 << bit)
