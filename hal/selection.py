@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
 
 from hal import plugins
-from hal.errors import Ambiguous, BackendError, NoDevice
+from hal.errors import Ambiguous, BackendError, Broken, HalError, NoDevice, NotInstalled, UnknownName
 from hal.policy import Policy
 from hal.target import Target
 
 REFERENCE = "reference"
+EMULATORS = "hal.emulators"
+"""Entry-point group: backend name -> `start(chip) -> Target`; an empty chip means the emulator's default."""
 
 
 def target_of(policy: Policy) -> Target:
@@ -23,16 +27,42 @@ def target_of(policy: Policy) -> Target:
         return Target(REFERENCE, "cpu")
     if asked == "auto":
         return _auto()
-    name, _, emulated = asked.partition("@")
+    name, at, emulated = asked.partition("@")
     backend, _, chip = name.partition(":")
+    if at:
+        return _emulated(backend, chip, emulated)
     loaded = plugins.load(backend)
     targets = loaded.targets()
     fitting = [target for target in targets if not chip or target.name.partition(":")[2] == chip]
-    if emulated or not fitting:
-        what = f"an emulator for {backend!r} is not installed" if emulated else f"no {name} is in this machine"
+    if not fitting:
         have = ", ".join(target.name for target in targets) or "nothing"
-        raise NoDevice(what, where=policy.origins.get("backend", ""), fix=f"use one of: {have}, reference")
+        raise NoDevice(
+            f"no {name} is in this machine",
+            where=policy.origins.get("backend", ""),
+            fix=f"use one of: {have}, reference",
+        )
     return fitting[0]
+
+
+def _emulated(backend: str, chip: str, word: str) -> Target:
+    """The stand-in for a chip, started. Emulators are a distribution of their own; only `@emulated` imports one."""
+    if word != "emulated":
+        raise UnknownName(f"{word!r} follows @", where="HAL_BACKEND", fix="write name[:chip]@emulated")
+    plugins.load(backend)
+    starts = {entry.name: entry for entry in entry_points(group=EMULATORS)}
+    if backend not in starts:
+        raise NotInstalled(
+            f"no installed package emulates {backend!r}",
+            where=f"HAL_BACKEND={backend}@emulated",
+            fix="pip install hal-emulators",
+        )
+    try:
+        start: Callable[[str], Target] = starts[backend].load()
+        return start(chip)
+    except HalError:
+        raise
+    except Exception as error:
+        raise Broken(f"its emulator raised {type(error).__name__}: {error}", where=f"{backend}@emulated") from error
 
 
 def layouts_of(target: Target) -> list[str] | None:
