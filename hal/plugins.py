@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -51,6 +52,11 @@ class Loaded:
     def layouts(self, target: Target) -> list[str]:
         """Cache layouts and weight schemes, best first."""
         return list(self._call("hal_layouts", target=target))
+
+    def watch_host(self, target: Target) -> AbstractContextManager[list[str]]:
+        """Gives a list that grows by the name of every operator that runs on the host; empty where nobody watches."""
+        found: AbstractContextManager[list[str]] | list[object] = self._call("hal_watch_host", target=target)
+        return found if isinstance(found, AbstractContextManager) else nullcontext([])
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:

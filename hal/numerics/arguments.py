@@ -59,4 +59,4 @@ def dequantised(dispatched: Dispatched) -> Tensor:
     """The rows of `dispatched` as float64 values."""
     if dispatched.scales is None:
         return dispatched.rows.double()
-    return Quantized(dispatched.rows, dispatched.scales, dispatched.activation).dequantize().double()
+    return Quantized(dispatched.rows, dispatched.scales, dispatched.activation).dequantize(torch.float64)

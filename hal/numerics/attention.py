@@ -165,7 +165,8 @@ def _rows(index: int, before: KVCache, rows: Tensor, noise: Tensor, physical: Te
     far = torch.arange(0, total, max(1, total // _BYSTANDERS))
     rest = torch.cat([places - 1, places + 1, far]).clamp(0, max(total - 1, 0)).unique()
     rest = rest[~torch.isin(rest, places)]
-    want = Grid(rows, before.layout.quantize_rows(rows, torch.float64), noise)
+    moving = before.layout.index_activation == "int8_token"
+    want = Grid(rows, before.layout.quantize_rows(rows, torch.float64), noise, moving=moving)
 
     def read(cache: KVCache, wanted: Tensor) -> Tensor:
         return cache.read(

@@ -20,7 +20,7 @@ def grid_step(values: Tensor, activation: str) -> Tensor:
         return (x.abs().amax(-1, keepdim=True) / 127).expand_as(x)
     kind, width = activation.split("_")
     block = int(width)
-    amax = x.reshape(*x.shape[:-1], -1, block).abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    amax = x.unflatten(-1, (-1, block)).abs().amax(-1, keepdim=True).clamp_min(1e-30)
     largest = 448.0 if kind == "e4m3" else 6.0
     scale = torch.exp2(torch.ceil(torch.log2(amax / largest))).expand(*amax.shape[:-1], block).flatten(-2)
     inside = (x / scale).abs().clamp_max(largest)
@@ -41,7 +41,7 @@ def row_noise(rows: Tensor, rope_dim: int, hadamard: bool, dtype: torch.dtype, p
     `dtype`, or neither. A rotation mixes the errors of a pair, a Hadamard transform those of the whole row."""
     size = rows.abs()
     if rope_dim:
-        pairs = rows[..., -rope_dim:].reshape(*rows.shape[:-1], -1, 2).square().mean(-1, keepdim=True).sqrt()
+        pairs = rows[..., -rope_dim:].unflatten(-1, (-1, 2)).square().mean(-1, keepdim=True).sqrt()
         size = torch.cat([size[..., :-rope_dim], pairs.expand(*pairs.shape[:-1], 2).flatten(-2)], -1)
     if hadamard:
         size = rows.square().mean(-1, keepdim=True).sqrt().expand_as(rows)

@@ -6,6 +6,12 @@ from hal.contract import Contract
 
 __all__ = ["CONTRACTS"]
 
+GARBAGE = "hal.conformance.laws.memory:INERT_GARBAGE"
+PAGES = "hal.conformance.laws.memory:PERMUTED_PAGES"
+STRIDES = "hal.conformance.laws.memory:SPREAD_OUT"
+CHUNKS = "hal.conformance.laws.pieces:CHUNKS"
+DENSE = "hal.conformance.laws.listed:DENSE"
+
 TOKENS = (0, 1 << 20)
 REQUESTS = (0, 1 << 16)
 ENTRIES = (0, 1 << 20)
@@ -39,6 +45,7 @@ COMPRESS = Contract(
     dynamic={"tokens": TOKENS, "requests": REQUESTS, "entries": ENTRIES},
     parts=("attn.compress_pool", "attn.store"),
     samples="hal.conformance.samples.compression:compress",
+    laws=(GARBAGE, PAGES, STRIDES, CHUNKS),
 )
 
 COMPRESS_POOL = Contract(
@@ -61,6 +68,7 @@ COMPRESS_POOL = Contract(
     numerics="sum",
     dynamic={"tokens": TOKENS, "requests": REQUESTS, "entries": ENTRIES},
     samples="hal.conformance.samples.compression:compress_pool",
+    laws=(GARBAGE, STRIDES, CHUNKS),
 )
 
 STORE = Contract(
@@ -82,6 +90,7 @@ STORE = Contract(
     numerics="codes",
     dynamic={"rows": TOKENS},
     samples="hal.conformance.samples.compression:store",
+    laws=(STRIDES,),
 )
 
 SELECT = Contract(
@@ -106,6 +115,7 @@ SELECT = Contract(
     dynamic={"tokens": TOKENS, "requests": REQUESTS, "entries": ENTRIES},
     parts=("attn.index_scores",),
     samples="hal.conformance.samples.attention:select",
+    laws=(GARBAGE, PAGES, STRIDES, CHUNKS),
 )
 
 INDEX_SCORES = Contract(
@@ -126,6 +136,7 @@ INDEX_SCORES = Contract(
     numerics="sum",
     dynamic={"tokens": TOKENS, "requests": REQUESTS, "entries": ENTRIES},
     samples="hal.conformance.samples.attention:index_scores",
+    laws=(GARBAGE, PAGES, STRIDES, CHUNKS),
 )
 
 ATTEND = Contract(
@@ -155,6 +166,7 @@ ATTEND = Contract(
     numerics="sum",
     dynamic={"tokens": TOKENS, "requests": REQUESTS},
     samples="hal.conformance.samples.attention:attend",
+    laws=(GARBAGE, PAGES, STRIDES, CHUNKS, DENSE),
     promises={"rows": "any", "lse": "wanted"},
 )
 

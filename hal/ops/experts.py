@@ -7,6 +7,12 @@ from hal.ops.matmul import ACTIVATIONS
 
 __all__ = ["CONTRACTS"]
 
+GARBAGE = "hal.conformance.laws.memory:INERT_GARBAGE"
+STRIDES = "hal.conformance.laws.memory:SPREAD_OUT"
+CHUNKS = "hal.conformance.laws.pieces:CHUNKS"
+REVERSED = "hal.conformance.laws.slots:REVERSED_TOKENS"
+UNUSED_SLOTS = "hal.conformance.laws.slots:UNUSED_SLOTS"
+
 TOKENS = (0, 1 << 20)
 ROWS = (0, 1 << 23)
 
@@ -35,6 +41,7 @@ ROUTE = Contract(
     numerics="routing",
     dynamic={"tokens": TOKENS},
     samples="hal.conformance.samples.experts:route",
+    laws=(STRIDES, CHUNKS, REVERSED),
     choices={"scoring": SCORINGS},
 )
 
@@ -58,6 +65,7 @@ DISPATCH = Contract(
     numerics="codes",
     dynamic={"tokens": TOKENS},
     samples="hal.conformance.samples.experts:dispatch",
+    laws=(STRIDES, UNUSED_SLOTS),
     choices={"activation": ACTIVATIONS},
 )
 
@@ -79,6 +87,7 @@ EXPERTS = Contract(
     numerics="experts",
     dynamic={"rows": ROWS},
     samples="hal.conformance.samples.experts:experts",
+    laws=(GARBAGE,),
     choices={"activation": ACTIVATIONS},
 )
 
@@ -97,6 +106,7 @@ COMBINE = Contract(
     numerics="sum",
     dynamic={"tokens": TOKENS, "rows": ROWS},
     samples="hal.conformance.samples.experts:combine",
+    laws=(GARBAGE, STRIDES),
 )
 
 FFN = Contract(
@@ -118,6 +128,7 @@ FFN = Contract(
     dynamic={"tokens": TOKENS},
     parts=("moe.dispatch", "moe.experts", "moe.combine"),
     samples="hal.conformance.samples.experts:ffn",
+    laws=(STRIDES, CHUNKS, REVERSED, UNUSED_SLOTS),
     choices={"activation": ACTIVATIONS},
 )
 

@@ -8,6 +8,9 @@ __all__ = ["ACTIVATIONS", "CONTRACTS", "SCHEMES"]
 
 TOKENS = (0, 1 << 20)
 
+STRIDES = "hal.conformance.laws.memory:SPREAD_OUT"
+CHUNKS = "hal.conformance.laws.pieces:CHUNKS"
+
 ACTIVATIONS = ("none", "e4m3_128", "e4m3_64", "e4m3_32", "e2m1_32", "int8_token")
 """Activation quantisers, by the names of `hal.formats`."""
 
@@ -38,6 +41,7 @@ QUANTIZE = Contract(
     numerics="codes",
     dynamic={"tokens": TOKENS},
     samples="hal.conformance.samples.matmul:quantize",
+    laws=(STRIDES, CHUNKS),
     choices={"activation": ACTIVATIONS[1:]},
 )
 
@@ -54,6 +58,7 @@ MATMUL = Contract(
     numerics="sum",
     dynamic={"tokens": TOKENS},
     samples="hal.conformance.samples.matmul:matmul",
+    laws=(STRIDES, CHUNKS),
     choices={"activation": ACTIVATIONS},
 )
 

@@ -65,7 +65,7 @@ def filled(
     blocks_per_slot = max(1, -(-most // block))
     kind = layout(name, head_dim, block)
     pages = kind.allocate(slots * blocks_per_slot + 1, draw.device)
-    poison(pages)
+    poison(pages, draw)
     table = draw.permutation(slots * blocks_per_slot + 1)[: slots * blocks_per_slot].view(slots, blocks_per_slot).int()
     cache = KVCache(kind, pages, table)
     for index, count in enumerate(rows):
@@ -75,6 +75,6 @@ def filled(
     return cache
 
 
-def poison(pages: Tensor) -> None:
-    """Fill memory with garbage: NaN in float rows, 0xFF (NaN in e4m3, e8m0, bf16 and fp32) in byte pages."""
-    pages.fill_(float("nan") if pages.is_floating_point() else 0xFF if pages.dtype == torch.uint8 else -1)
+def poison(pages: Tensor, draw: Draw) -> None:
+    """Fill memory with the draw's garbage: where that is NaN, byte pages get 0xFF (NaN in e4m3, e8m0, bf16, fp32)."""
+    pages.fill_(draw.garbage if pages.is_floating_point() else 0xFF if draw.garbage != draw.garbage else 0x7E)

@@ -122,10 +122,10 @@ def _store(rows: int, head_dim: int, layout: str, dtype: str, *, norm: bool, had
 
 
 def continued(draw: Draw, batch: Batch, ratio: int, overlap: bool, head_dim: int) -> StateCache:
-    """States as requests left them: rows of positions before the batch, NaN in all others."""
+    """States as requests left them: rows of positions before the batch, garbage in all others."""
     state = StateCache.allocate(len(batch.lengths) + 1, ratio, overlap, head_dim, draw.device)
     rows, width = state.tensor.shape[1:]
-    state.tensor.fill_(torch.nan)
+    state.tensor.fill_(draw.garbage)
     for slot, start in zip(batch.slots.tolist(), batch.starts, strict=True):
         kept = torch.arange(max(0, start - rows), start, device=draw.device) % rows
         state.tensor[slot, kept] = draw.normal(len(kept), width)

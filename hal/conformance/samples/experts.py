@@ -38,7 +38,7 @@ def route() -> Iterator[Sample]:
     yield _route(5, "sqrtsoftplus", "plain", experts=TOP_K)
 
 
-def _route(tokens: int, scoring: str, kind: str, experts: int = EXPERTS) -> Sample:
+def _route(tokens: int, scoring: str, kind: str, experts: int = EXPERTS, top_k: int = TOP_K) -> Sample:
     def make(draw: Draw) -> tuple[Any, ...]:
         logits = draw.normal(tokens, experts, std=2.0)
         bias = draw.normal(experts, std=0.3) if kind == "bias" else None
@@ -46,14 +46,14 @@ def _route(tokens: int, scoring: str, kind: str, experts: int = EXPERTS) -> Samp
             logits = logits.round()
         if kind != "table":
             return logits, bias, None, None
-        return logits, None, draw.integers(VOCAB, tokens), draw.distinct(experts, VOCAB, TOP_K)
+        return logits, None, draw.integers(VOCAB, tokens), draw.distinct(experts, VOCAB, top_k)
 
     return Sample(
         "moe.route",
         f"{scoring}/{kind}/tokens={tokens}/experts={experts}",
         make,
-        sizes={"experts": experts, "top_k": TOP_K} | ({"vocab": VOCAB} if kind == "table" else {}),
-        attributes={"top_k": TOP_K, "scoring": scoring, "scale": 1.5},
+        sizes={"experts": experts, "top_k": top_k} | ({"vocab": VOCAB} if kind == "table" else {}),
+        attributes={"top_k": top_k, "scoring": scoring, "scale": 1.5},
         dynamic={"tokens": tokens},
     )
 
@@ -67,17 +67,17 @@ def dispatch() -> Iterator[Sample]:
     yield _dispatch(33, "e4m3_128", "crowded")
 
 
-def _dispatch(tokens: int, activation: str, routing: str) -> Sample:
+def _dispatch(tokens: int, activation: str, routing: str, dtype: str = "bfloat16") -> Sample:
     def make(draw: Draw) -> tuple[Any, ...]:
         ids, weights = routed(draw, tokens, routing)
-        return draw.heavy(tokens, HIDDEN, dtype="bfloat16"), ids, weights, None
+        return draw.heavy(tokens, HIDDEN, dtype=dtype), ids, weights, None
 
     return Sample(
         "moe.dispatch",
         f"{routing}/tokens={tokens}/{activation}",
         make,
         sizes={"hidden": HIDDEN, "top_k": TOP_K},
-        dtypes={"x": "bfloat16"},
+        dtypes={"x": dtype},
         attributes={"experts": EXPERTS, "activation": activation},
         dynamic={"tokens": tokens},
     )
@@ -94,12 +94,12 @@ def experts() -> Iterator[Sample]:
 
 
 def _experts(tokens: int, scheme: str, activation: str, routing: str, align: int = 1) -> Sample:
-    dtype = "float32" if scheme == "float32" else "bfloat16"
+    dtype = _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:
         ids, weights = routed(draw, tokens, routing)
         x = draw.heavy(tokens, HIDDEN, dtype=dtype)
-        return dispatched(x, ids, weights, activation, align), *packed(draw, scheme)
+        return dispatched(draw, x, ids, weights, activation, align), *packed(draw, scheme)
 
     return Sample(
         "moe.experts",
@@ -122,20 +122,22 @@ def combine() -> Iterator[Sample]:
     yield _combine(33, "spread", True, std=1e4)
 
 
-def _combine(tokens: int, routing: str, residual: bool, align: int = 1, std: float = 1.0) -> Sample:
+def _combine(
+    tokens: int, routing: str, residual: bool, align: int = 1, std: float = 1.0, dtype: str = "bfloat16"
+) -> Sample:
     def make(draw: Draw) -> tuple[Any, ...]:
         ids, weights = routed(draw, tokens, routing)
-        sent = dispatched(draw.normal(tokens, HIDDEN, dtype="bfloat16"), ids, weights, "none", align)
-        rows = draw.normal(len(sent.rows), HIDDEN, dtype="bfloat16", std=std)
-        rows[sent.weights.isnan()] = torch.nan
-        return rows, sent, draw.normal(tokens, HIDDEN, dtype="bfloat16") if residual else None
+        sent = dispatched(draw, draw.normal(tokens, HIDDEN, dtype=dtype), ids, weights, "none", align)
+        rows = draw.normal(len(sent.rows), HIDDEN, dtype=dtype, std=std)
+        rows[sent.weights.isnan()] = draw.garbage
+        return rows, sent, draw.normal(tokens, HIDDEN, dtype=dtype) if residual else None
 
     return Sample(
         "moe.combine",
         f"{routing}/tokens={tokens}/residual={residual}/align={align}/std={std:g}",
         make,
         sizes={"hidden": HIDDEN},
-        dtypes={"rows": "bfloat16"},
+        dtypes={"rows": dtype},
         dynamic={"tokens": tokens, "rows": tokens * TOP_K},
     )
 
@@ -149,8 +151,8 @@ def ffn() -> Iterator[Sample]:
     yield _ffn(33, "mxfp4", "e4m3_128", "crowded", residual=False)
 
 
-def _ffn(tokens: int, scheme: str, activation: str, routing: str, residual: bool = True) -> Sample:
-    dtype = "float32" if scheme == "float32" else "bfloat16"
+def _ffn(tokens: int, scheme: str, activation: str, routing: str, residual: bool = True, dtype: str = "") -> Sample:
+    dtype = dtype or _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:
         ids, weights = routed(draw, tokens, routing)
@@ -169,6 +171,11 @@ def _ffn(tokens: int, scheme: str, activation: str, routing: str, residual: bool
     )
 
 
+def _dtype(scheme: str) -> str:
+    """The model's dtype where weights have this scheme."""
+    return scheme if scheme in ("float32", "float64") else "bfloat16"
+
+
 def routed(draw: Draw, tokens: int, routing: str) -> tuple[Tensor, Tensor]:
     """Different experts per token: "spread" over all, with unused slots ("holes"), or all tokens on one ("crowded")."""
     ids = draw.distinct(EXPERTS - 1, tokens, TOP_K)  # the last expert has no rows
@@ -181,8 +188,8 @@ def routed(draw: Draw, tokens: int, routing: str) -> tuple[Tensor, Tensor]:
     return ids, weights / weights.sum(-1, keepdim=True) * 1.5
 
 
-def dispatched(x: Tensor, ids: Tensor, weights: Tensor, activation: str, align: int) -> Dispatched:
-    """Rows as some dispatch might leave them: segments begin at multiples of `align`, NaN between them."""
+def dispatched(draw: Draw, x: Tensor, ids: Tensor, weights: Tensor, activation: str, align: int) -> Dispatched:
+    """Rows as some dispatch might leave them: segments begin at multiples of `align`, garbage between them."""
     flat = ids.flatten().long()
     order = flat.argsort(stable=True)[int((flat < 0).sum()) :]
     counts = torch.bincount(flat[order], minlength=EXPERTS)
@@ -198,7 +205,7 @@ def dispatched(x: Tensor, ids: Tensor, weights: Tensor, activation: str, align: 
     done = quantize(x, activation)
     rows, scales = (done.codes[token], done.scales[token]) if len(x) else (done.codes, done.scales)
     if activation == "none":
-        rows = torch.where(factors.isnan()[:, None], torch.nan, rows).to(x.dtype)
+        rows = torch.where(factors.isnan()[:, None], draw.garbage, rows).to(x.dtype)
     return Dispatched(
         rows,
         None if activation == "none" else scales,

@@ -48,17 +48,21 @@ class Sample:
             attributes=dict(self.attributes),
         )
 
-    def arguments(self, device: torch.device | str = "cpu") -> tuple[Any, ...]:
-        """Fresh arguments on `device`; two calls return equal values in distinct memory."""
-        return self.make(Draw(self.seed, torch.device(device)))
+    def arguments(self, device: torch.device | str = "cpu", garbage: float = torch.nan) -> tuple[Any, ...]:
+        """Fresh arguments on `device`, `garbage` in memory that nobody may read.
+
+        Two calls return equal values in distinct memory.
+        """
+        return self.make(Draw(self.seed, torch.device(device), garbage))
 
 
 class Draw:
     """Seeded random tensors, drawn on the host so that every device gets the same bits."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, garbage: float = torch.nan) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.device = device
+        self.garbage = garbage
 
     def normal(self, *shape: int, dtype: str = "float32", std: float = 1.0) -> Tensor:
         """Normal values rounded to `dtype`."""

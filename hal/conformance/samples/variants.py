@@ -1,0 +1,223 @@
+"""Samples with one field set to a wanted value: what the edges of a kernel's constraints are tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hal.conformance.samples import attention, compression, matmul
+from hal.conformance.samples import experts as moe
+from hal.conformance.samples.batches import MIXED, Requests
+from hal.conformance.samples.sample import Sample
+
+__all__ = ["LIMITS", "Key", "fields", "variant"]
+
+Key = tuple[str, str]
+"""Kind and name of a constrained field, such as `("dim", "head_dim")`."""
+
+LIMITS = {"tokens": 512, "rows": 512, "requests": 64, "entries": 128}
+"""Largest dynamic sizes that are tried; a static size may be at most 8192."""
+
+STATIC = 8192
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """`make(**parameters)` makes a sample; `fields` says which parameter sets which field."""
+
+    make: Callable[..., Sample]
+    fields: Mapping[Key, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def variant(contract: str, wanted: Mapping[Key, Any], kind: str = "") -> Sample | None:
+    """A sample of `contract` with the fields `wanted`; None where samples of that contract cannot have them.
+
+    Args:
+        kind: of attention, where the contract has several: "swa", "csa", "hca".
+    """
+    for recipe in _RECIPES[contract]:
+        if kind and recipe.defaults.get("kind") != kind:
+            continue
+        changes: dict[str, Any] = {}
+        for key, value in wanted.items():
+            name = recipe.fields.get(key)
+            if name is None or changes.setdefault(name, value) != value:
+                break
+        else:
+            return recipe.make(**{**recipe.defaults, **changes})
+    return None
+
+
+def fields(contract: str) -> Iterator[Key]:
+    """Every field that `variant` can set."""
+    yield from dict.fromkeys(key for recipe in _RECIPES[contract] for key in recipe.fields)
+
+
+def _attend(tokens: int | None = None, **parameters: Any) -> Sample:
+    return attention._attend(requests=_requests(tokens), **parameters)
+
+
+def _select(tokens: int | None = None, **parameters: Any) -> Sample:
+    return attention._select(requests=_requests(tokens), **parameters)
+
+
+def _index_scores(tokens: int | None = None, **parameters: Any) -> Sample:
+    return attention._index_scores(requests=_requests(tokens), **parameters)
+
+
+def _requests(tokens: int | None) -> Requests:
+    """Requests of `tokens` new tokens together."""
+    if tokens is None:
+        return MIXED
+    return (
+        Requests(f"tokens={tokens}", (tokens - tokens // 3, tokens // 3), (5, 130))
+        if tokens
+        else Requests("tokens=0", (0, 0), (5, 130))
+    )
+
+
+def _compress(rows: str, head_dim: int | None = None, **parameters: Any) -> Sample:
+    index = rows.startswith("index")
+    return compression._compress(
+        MIXED, 4, True, head_dim or (128 if index else 512), rows, hadamard=index, **parameters
+    )
+
+
+def _store(layout: str, head_dim: int | None = None, **parameters: Any) -> Sample:
+    index = layout.startswith("index")
+    size = head_dim or (128 if index else 512)
+    return compression._store(head_dim=size, layout=layout, hadamard=index, norm=True, **parameters)
+
+
+def _route(experts: int = moe.EXPERTS, top_k: int = moe.TOP_K, **parameters: Any) -> Sample:
+    top_k = min(top_k, experts)
+    return moe._route(experts=experts, top_k=top_k, **parameters)
+
+
+def _keys(kind: str, **names: str) -> dict[Key, str]:
+    return {(kind, name): parameter for name, parameter in names.items()}
+
+
+def _attention(kind: str, ratio: int) -> _Recipe:
+    caches = {"window": "rows", "compressed": "rows"} if ratio else {"window": "rows"}
+    sizes = {"heads": "heads", "head_dim": "head_dim", "tokens": "tokens"}
+    return _Recipe(
+        _attend,
+        _keys("dtype", q="dtype")
+        | _keys("layout", **caches)
+        | _keys("dim", **sizes, **({"top_k": "top_k"} if kind == "csa" else {}))
+        | _keys("attribute", window_size="window"),
+        {"kind": kind, "ratio": ratio, "dtype": "bfloat16", "rows": "rows_bf16", "heads": 8},
+    )
+
+
+_ACTIVATION = _keys("attribute", activation="activation")
+_RECIPES: Mapping[str, tuple[_Recipe, ...]] = {
+    "attn.attend": (_attention("csa", 4), _attention("hca", 128), _attention("swa", 0)),
+    "attn.select": (
+        _Recipe(
+            _select,
+            _keys("dtype", q="dtype", weights="dtype")
+            | _keys("layout", cache="rows")
+            | _keys("dim", index_heads="heads", index_dim="dim", top_k="top_k", tokens="tokens"),
+            {"dtype": "bfloat16", "rows": "rows_bf16"},
+        ),
+    ),
+    "attn.index_scores": (
+        _Recipe(
+            _index_scores,
+            _keys("dtype", q="dtype", weights="dtype")
+            | _keys("layout", cache="rows")
+            | _keys("dim", index_heads="heads", index_dim="dim", tokens="tokens"),
+            {"dtype": "bfloat16", "rows": "rows_bf16"},
+        ),
+    ),
+    "attn.compress": (
+        _Recipe(
+            _compress,
+            _keys("dtype", x="dtype") | _keys("layout", cache="rows") | _keys("dim", head_dim="head_dim"),
+            {"rows": "rows_bf16", "dtype": "bfloat16"},
+        ),
+    ),
+    "attn.compress_pool": (
+        _Recipe(
+            compression._pool,
+            _keys("dim", head_dim="head_dim"),
+            {"requests": MIXED, "ratio": 4, "overlap": True, "head_dim": 512},
+        ),
+    ),
+    "attn.store": (
+        _Recipe(
+            _store,
+            _keys("dtype", values="dtype")
+            | _keys("layout", cache="layout")
+            | _keys("dim", head_dim="head_dim", rows="rows"),
+            {"rows": 40, "layout": "rows_bf16", "dtype": "bfloat16"},
+        ),
+    ),
+    "moe.route": (
+        _Recipe(
+            _route,
+            _keys("dim", experts="experts", tokens="tokens", top_k="top_k")
+            | _keys("attribute", scoring="scoring", top_k="top_k"),
+            {"tokens": 33, "scoring": "sqrtsoftplus", "kind": "bias"},
+        ),
+    ),
+    "moe.dispatch": (
+        _Recipe(
+            moe._dispatch,
+            _keys("dtype", x="dtype") | _keys("dim", tokens="tokens") | _ACTIVATION,
+            {"tokens": 33, "activation": "e4m3_128", "routing": "holes"},
+        ),
+    ),
+    "moe.experts": (
+        _Recipe(
+            moe._experts,
+            _keys("layout", w13="scheme", w2="scheme") | _ACTIVATION,
+            {"tokens": 33, "scheme": "bf16", "activation": "none", "routing": "spread"},
+        ),
+    ),
+    "moe.combine": (
+        _Recipe(
+            moe._combine,
+            _keys("dtype", rows="dtype") | _keys("dim", tokens="tokens"),
+            {"tokens": 33, "routing": "holes", "residual": True},
+        ),
+    ),
+    "moe.ffn": (
+        _Recipe(
+            moe._ffn,
+            _keys("dtype", x="dtype")
+            | _keys("layout", w13="scheme", w2="scheme")
+            | _keys("dim", tokens="tokens")
+            | _ACTIVATION,
+            {"tokens": 33, "scheme": "bf16", "activation": "none", "routing": "holes"},
+        ),
+    ),
+    "quant.quantize": (
+        _Recipe(
+            matmul._quantize,
+            _keys("dtype", x="dtype") | _keys("dim", tokens="tokens", features="features") | _ACTIVATION,
+            {"tokens": 7, "features": 256, "activation": "e4m3_128", "dtype": "bfloat16"},
+        ),
+    ),
+    "quant.matmul": (
+        _Recipe(
+            matmul._matmul,
+            _keys("dtype", x="dtype")
+            | _keys("layout", weight="scheme")
+            | _keys("dim", tokens="tokens", features="features", outputs="outputs")
+            | _ACTIVATION,
+            {
+                "tokens": 7,
+                "features": 256,
+                "outputs": 384,
+                "scheme": "bf16",
+                "activation": "none",
+                "dtype": "bfloat16",
+            },
+        ),
+    ),
+}
