@@ -55,7 +55,7 @@ def inside(kernel: Kernel, target: Target, seen: list[Sample]) -> Iterator[tuple
             continue
         key = (constraint.kind, constraint.name)
         known = [_value(sample.call, target, *key) for sample in seen]
-        for value in _few(constraint.yes):
+        for value in _few(tuple(dict.fromkeys(constraint.yes))):
             if value in known or (value, value) in known or _too_large(constraint, value):
                 continue
             sample = _near(kernel, target, {key: value})

@@ -229,7 +229,7 @@ def damages(value):
 @pytest.mark.parametrize("title", CALLS)
 def test_damage_is_noticed_and_named(title):
     expectation, outputs, arguments = run(title, BF16)
-    mutated = [i for i, a in enumerate(get(title.split("/")[0]).signature.arguments) if a.mutated]
+    mutated = [i for i, a in enumerate(get(title.split("/")[0]).parsed.arguments) if a.mutated]
     seen = 0
     for i, output in enumerate(outputs):
         for words, wrong in damages(output):

@@ -37,9 +37,8 @@ def quantize() -> Iterator[Sample]:
 def _quantize(tokens: int, features: int, activation: str, dtype: str) -> Sample:
     def make(draw: Draw) -> tuple[Any, ...]:
         x = draw.heavy(tokens, features, dtype=dtype)
-        scales = torch.tensor([1.0, 0.0, 1e-6, 1e3 if dtype == "float16" else 1e6], device=x.device).repeat(tokens)[
-            :tokens
-        ]
+        huge = 1e3 if dtype == "float16" else 1e6
+        scales = torch.tensor([1.0, 0.0, 1e-6, huge], device=x.device).repeat(tokens)[:tokens]
         return ((x * scales[:, None]).to(x.dtype),)
 
     return Sample(
