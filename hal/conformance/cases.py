@@ -104,7 +104,7 @@ def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Ca
     for sample in chosen:
         yield Case(kernel, "parity", sample.title, _parity(sample), sample)
     if kernel.deterministic:
-        for sample in _first(chosen, QUICK if quick else 8):
+        for sample in _first(chosen, QUICK if quick else len(chosen)):
             yield Case(kernel, "repeat", sample.title, _repeated(sample), sample)
     for law in laws_of(kernel.contract):
         fitting = [sample for sample in chosen if law.applies(kernel, sample)]

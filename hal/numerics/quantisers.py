@@ -19,14 +19,17 @@ def grid_step(values: Tensor, activation: str) -> Tensor:
     if activation == "int8_token":
         return (x.abs().amax(-1, keepdim=True) / 127).expand_as(x)
     kind, width = activation.split("_")
-    block = int(width)
+    block, features = int(width), x.shape[-1]
+    x = torch.nn.functional.pad(x, (0, -features % block))
     amax = x.unflatten(-1, (-1, block)).abs().amax(-1, keepdim=True).clamp_min(1e-30)
     largest = 448.0 if kind == "e4m3" else 6.0
     scale = torch.exp2(torch.ceil(torch.log2(amax / largest))).expand(*amax.shape[:-1], block).flatten(-2)
     inside = (x / scale).abs().clamp_max(largest)
     if kind == "e4m3":
-        return ulp(inside, torch.float8_e4m3fn) * scale
-    return _E2M1_SPACING * torch.exp2(torch.floor(torch.log2(inside.clamp_min(1.0)))) * scale
+        spacing = ulp(inside, torch.float8_e4m3fn)
+    else:
+        spacing = _E2M1_SPACING * torch.exp2(torch.floor(torch.log2(inside.clamp_min(1.0))))
+    return (spacing * scale)[..., :features]
 
 
 def quantiser_noise(codes: Tensor, activation: str) -> Tensor:

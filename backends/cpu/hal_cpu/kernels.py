@@ -53,10 +53,15 @@ KERNELS = (
     _kernel(
         "attn.select",
         *_float("q", "weights"),
-        layout("cache").one_of(*INDEX),
+        layout("cache").one_of(*INDEX, *CACHES),
         notes="Blocks of queries and keys; nothing is scored while every visible entry is chosen.",
     ),
-    _kernel("attn.index_scores", *_float("q", "weights"), layout("cache").one_of(*INDEX), notes="As attn.select."),
+    _kernel(
+        "attn.index_scores",
+        *_float("q", "weights"),
+        layout("cache").one_of(*INDEX, *CACHES),
+        notes="As attn.select.",
+    ),
     _kernel(
         "attn.compress",
         *_float("x"),

@@ -1,0 +1,102 @@
+"""What runs inside a worker process: a backend is loaded here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+__all__ = ["Asked", "Found", "serve"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a worker is told at its start."""
+
+    backend: str
+    environment: dict[str, str]
+    kernel: str = "*"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The target that a backend has, and its kernels' cases."""
+
+    target: str
+    emulated: bool
+    kernels: tuple[Any, ...]
+
+
+def serve(connection: Connection, asked: Asked) -> None:
+    """Answer `("list", quick)` with `Found` and `("run", name)` with a `Result`, until the other end is closed.
+
+    An error of hal is answered by itself.
+    """
+    os.environ.clear()
+    os.environ.update(asked.environment)
+    from hal.errors import HalError
+
+    inside = _Inside(asked)
+    while True:
+        try:
+            word, argument = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(inside.list(argument) if word == "list" else inside.run(argument))
+        except HalError as error:
+            connection.send(error)
+
+
+class _Inside:
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self._subjects: list[Any] = []
+        self._cases: dict[str, Any] = {}
+
+    def subjects(self) -> list[Any]:
+        from hal.conformance.cases import subjects
+
+        self._subjects = self._subjects or subjects(self.asked.backend, self.asked.kernel)
+        return self._subjects
+
+    def list(self, quick: bool) -> Found:
+        from hal import ops
+        from hal.conformance.cases import cases_of
+        from hal.conformance.result import Listed
+
+        found = []
+        for subject in self.subjects():
+            kernel = subject.kernel
+            names = tuple(case.name for case in cases_of(kernel, subject.target, quick))
+            version = ops.get(kernel.contract).version
+            found.append(Listed(kernel.id, kernel.contract, kernel.version, version, names))
+        target = self.subjects()[0].target
+        return Found(target.name, target.emulated, tuple(found))
+
+    def run(self, name: str) -> Any:
+        from hal.conformance.cases import cases_of
+        from hal.conformance.result import FAILED, PASSED, Result
+        from hal.conformance.trial import Wrong
+        from hal.errors import UnknownName
+
+        if not self._cases:
+            self._cases = {
+                case.name: (case, subject)
+                for subject in self.subjects()
+                for case in cases_of(subject.kernel, subject.target)
+            }
+        if name not in self._cases:
+            raise UnknownName(f"no case is called {name!r}", where=self.asked.backend, fix="see `hal verify`")
+        begun = time.perf_counter()
+        case, subject = self._cases[name]
+        try:
+            margin = case.run(subject)
+        except Wrong as wrong:
+            return Result(name, FAILED, str(wrong), time.perf_counter() - begun)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            return Result(name, FAILED, f"suite: {text}", time.perf_counter() - begun)
+        return Result(name, PASSED, "", time.perf_counter() - begun, margin)

@@ -1,0 +1,109 @@
+"""A worker process per kernel, seen from outside: whatever happens inside has a name here.
+
+The process that asks imports neither torch nor a backend.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+from hal.conformance.inside import Asked, Found, serve
+from hal.conformance.result import CRASHED, Result
+from hal.errors import Broken, HalError
+
+__all__ = ["LIMIT", "Worker"]
+
+LIMIT = 120.0
+"""Seconds that one case, or loading a backend, may take."""
+
+PRELOADED = ("torch", "hal.conformance.cases")
+
+
+class Worker:
+    """Runs cases of kernels of `backend` whose ids fit `kernel`, in a process of its own that may die."""
+
+    def __init__(self, backend: str, kernel: str = "*", limit: float = LIMIT) -> None:
+        self.backend, self.kernel, self.limit = backend, kernel, limit
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def list(self, quick: bool = False) -> Found:
+        """The backend's target and its kernels with their cases.
+
+        Raises:
+            Broken: the backend hung, crashed or ended the process.
+            HalError: what it said itself.
+        """
+        answer = self._ask(("list", quick))
+        if isinstance(answer, str):
+            fix = "repair or uninstall it"
+            raise Broken(f"listing its kernels {answer}", where=self.backend, fix=fix)
+        if isinstance(answer, HalError):
+            raise answer
+        found: Found = answer
+        return found
+
+    def run(self, name: str) -> Result:
+        """Run one case; a process that dies of it is replaced at the next one."""
+        answer = self._ask(("run", name))
+        if isinstance(answer, str):
+            return Result(name, CRASHED, answer)
+        if isinstance(answer, HalError):
+            return Result(name, CRASHED, f"{type(answer).__name__}: {answer}")
+        result: Result = answer
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.join(1)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+        self._process = self._connection = None
+
+    def _ask(self, request: tuple[str, Any]) -> Any:
+        """The answer; or, in words, how the process ended without one."""
+        if self._connection is None:
+            self._start()
+        assert self._connection is not None
+        try:
+            self._connection.send(request)
+            if not self._connection.poll(self.limit):
+                self._process.kill()
+                self.close()
+                return f"hung: no answer within {self.limit:g} seconds"
+            return self._connection.recv()
+        except (EOFError, ConnectionError):
+            return self._ended()
+
+    def _start(self) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(list(PRELOADED))
+        self._connection, theirs = context.Pipe()
+        asked = Asked(self.backend, dict(os.environ), self.kernel)
+        self._process = context.Process(target=serve, args=(theirs, asked), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _ended(self) -> str:
+        self._process.join(5)
+        code = self._process.exitcode
+        self.close()
+        if code is not None and code < 0:
+            return f"crashed: {signal.Signals(-code).name}"
+        return f"exited: the process ended with code {code}"
