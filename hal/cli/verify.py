@@ -23,16 +23,26 @@ STYLES = {"green": "green", "incomplete": "yellow", "failed": "red"}
 
 
 def command(
-    backend: Annotated[str, typer.Argument(help="As in HAL_BACKEND: cpu, cuda@emulated, reference.")],
+    backend: Annotated[str, typer.Argument(help="As in HAL_BACKEND: cpu, cuda@emulated, reference.")] = "",
     select: Annotated[str, typer.Option("-k", help="Only cases whose name holds this text, or matches it.")] = "",
     kernel: Annotated[str, typer.Option(help="Only kernels whose id matches.")] = "*",
     quick: Annotated[bool, typer.Option("--quick", help="A few samples of each kind.")] = False,
     limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 120.0,
     evidence: Annotated[Path | None, typer.Option(help="Write evidence here instead of the cache directory.")] = None,
+    itself: Annotated[bool, typer.Option("--self", help="Test the suite: it must catch every planted bug.")] = False,
+    readme: Annotated[Path | None, typer.Option(help="With --self: the page that gets the number.")] = None,
     json: Json = False,
 ) -> None:
     """Run the conformance suite on a backend; a worker process per kernel, exit code 1 unless all is green."""
     from hal.conformance.verify import Run
+    from hal.errors import ConfigError
+
+    if itself == bool(backend):
+        raise ConfigError("name a backend, or --self", where="hal verify", fix="try `hal verify cpu --quick`")
+    if itself:
+        from hal.cli.mutants import report
+
+        raise typer.Exit(report(json, select, readme))
 
     run = Run.plan(backend, kernel=kernel, select=select, quick=quick, limit=limit)
     results = _run(run, quiet=json)

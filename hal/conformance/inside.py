@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,11 +14,12 @@ __all__ = ["Asked", "Found", "serve"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a worker is told at its start."""
+    """What a worker is told at its start. `setup` is a `module:function` to call first."""
 
     backend: str
     environment: dict[str, str]
     kernel: str = "*"
+    setup: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ def serve(connection: Connection, asked: Asked) -> None:
     os.environ.update(asked.environment)
     from hal.errors import HalError
 
+    if asked.setup:
+        module, name = asked.setup.split(":")
+        getattr(import_module(module), name)()
     inside = _Inside(asked)
     while True:
         try:

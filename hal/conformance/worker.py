@@ -24,10 +24,13 @@ PRELOADED = ("torch", "hal.conformance.cases")
 
 
 class Worker:
-    """Runs cases of kernels of `backend` whose ids fit `kernel`, in a process of its own that may die."""
+    """Runs cases of kernels of `backend` whose ids fit `kernel`, in a process of its own that may die.
 
-    def __init__(self, backend: str, kernel: str = "*", limit: float = LIMIT) -> None:
-        self.backend, self.kernel, self.limit = backend, kernel, limit
+    `setup` is a `module:function` that is called there first.
+    """
+
+    def __init__(self, backend: str, kernel: str = "*", limit: float = LIMIT, setup: str = "") -> None:
+        self.backend, self.kernel, self.limit, self.setup = backend, kernel, limit, setup
         self._process: Any = None
         self._connection: Connection | None = None
 
@@ -95,7 +98,7 @@ class Worker:
         if "forkserver" in methods:
             context.set_forkserver_preload(list(PRELOADED))
         self._connection, theirs = context.Pipe()
-        asked = Asked(self.backend, dict(os.environ), self.kernel)
+        asked = Asked(self.backend, dict(os.environ), self.kernel, self.setup)
         self._process = context.Process(target=serve, args=(theirs, asked), daemon=True)
         self._process.start()
         theirs.close()

@@ -222,6 +222,5 @@ def dispatched(draw: Draw, x: Tensor, ids: Tensor, weights: Tensor, activation: 
 
 def packed(draw: Draw, scheme: str) -> tuple[PackedWeight, PackedWeight]:
     """Both products' weights of all experts."""
-    w13 = draw.normal(EXPERTS, 2 * INTER, HIDDEN, std=HIDDEN**-0.5)
-    w2 = draw.normal(EXPERTS, HIDDEN, INTER, std=INTER**-0.5)
+    w13, w2 = draw.uneven(EXPERTS, 2 * INTER, HIDDEN), draw.uneven(EXPERTS, HIDDEN, INTER)
     return prepare(w13, scheme), prepare(w2, scheme)

@@ -63,7 +63,7 @@ def matmul() -> Iterator[Sample]:
 
 def _matmul(tokens: int, features: int, outputs: int, scheme: str, activation: str, dtype: str) -> Sample:
     def make(draw: Draw) -> tuple[Any, ...]:
-        weight = draw.normal(outputs, features, std=features**-0.5)
+        weight = draw.uneven(outputs, features)
         return draw.heavy(tokens, features, dtype=dtype), prepare(weight, scheme)
 
     return Sample(

@@ -69,6 +69,16 @@ class Draw:
         values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * std
         return values.to(getattr(torch, dtype)).to(self.device)
 
+    def uneven(self, *shape: int) -> Tensor:
+        """Weights `[.., outputs, features]` of unit rows on average, magnitudes of which differ from block to block."""
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * shape[-1] ** -0.5
+        for dim in (-2, -1):
+            groups = torch.randn(*shape[:-2], -(-shape[dim] // 32), generator=self.generator, dtype=torch.float64)
+            factors = torch.exp(0.7 * groups).repeat_interleave(32, -1)[..., : shape[dim]]
+            values = values * factors.unsqueeze(-1 if dim == -2 else -2)
+        made: Tensor = values.to(torch.float32).to(self.device)
+        return made
+
     def heavy(self, *shape: int, dtype: str = "float32") -> Tensor:
         """Heavy-tailed values with outlier channels, as activations of trained networks are."""
         values = torch.randn(shape, generator=self.generator, dtype=torch.float64)
