@@ -1,4 +1,4 @@
-"""From a plan to callables. After this nothing is chosen again: a kernel that raises is an error, not a reason to try another."""
+"""From a plan to callables. After this nothing is chosen again: a kernel that raises is an error, not a retry."""
 
 from __future__ import annotations
 

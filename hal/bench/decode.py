@@ -1,7 +1,7 @@
 """`hal bench decode`: one token at a time from a long context, through `hal` and through transformers.
 
-Both prefill the same short prompt; then both caches are grown to the context with the same random rows, so that a million tokens
-need no quadratic prefill, and the logits of every measured step can still be compared.
+Both prefill the same short prompt; then both caches are grown to the context with the same random rows, so that a
+million tokens need no quadratic prefill, and the logits of every measured step can still be compared.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def decode(
                 differences.append(float((theirs.step() - ours.logits).abs().max()))
 
             interleaved(WARM, ours.step, compare)
-            seconds = interleaved(rounds, ours.step, compare)
+            mine, peers = interleaved(rounds, ours.step, compare)
         work = f"decoding behind {context} tokens"
-        return Comparison(work, "transformers", *seconds, torch.get_num_threads(), max(differences))
+        return Comparison(work, "transformers", mine, peers, torch.get_num_threads(), max(differences))
     finally:
         torch.set_num_threads(before)
 

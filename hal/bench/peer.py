@@ -1,7 +1,7 @@
 """The small model that both sides run, made by transformers and read by `hal` from the same safetensors file.
 
-"tiny-512": one layer of each kind and a second CSA layer at DeepSeek-V4's real head dimension, index dimension, window, top-k and
-number of streams, with few heads and a small hidden size; float32, random weights.
+"tiny-512": one layer of each kind and a second CSA layer at DeepSeek-V4's real head dimension, index dimension, window,
+top-k and number of streams, with few heads and a small hidden size; float32, random weights.
 """
 
 from __future__ import annotations

@@ -38,10 +38,13 @@ def prefill(
             logits["peer"] = peer(prompt[None], logits_to_keep=1).logits[0, 0]
 
         with torch.inference_mode():
-            ours(ids[:CHUNK]), theirs(ids[:CHUNK])
-            seconds = interleaved(rounds, ours, theirs)
+            ours(ids[:CHUNK])
+            theirs(ids[:CHUNK])
+            mine, peers = interleaved(rounds, ours, theirs)
         difference = float((logits["hal"] - logits["peer"]).abs().max())
-        return Comparison(f"prefill of {tokens} tokens", "transformers", *seconds, torch.get_num_threads(), difference)
+        return Comparison(
+            f"prefill of {tokens} tokens", "transformers", mine, peers, torch.get_num_threads(), difference
+        )
     finally:
         torch.set_num_threads(before)
 

@@ -27,8 +27,8 @@ def hadamard_transform(x: Tensor) -> Tensor:
             f"a Hadamard transform of {size} channels", where="hadamard_transform", fix="pass a power of two"
         )
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    spread: Tensor = x.to(work) @ _matrix(size, work, x.device)
-    return (spread * size**-0.5).to(x.dtype)
+    scale: float = size**-0.5
+    return (x.to(work) @ _matrix(size, work, x.device) * scale).to(x.dtype)
 
 
 @lru_cache(maxsize=16)

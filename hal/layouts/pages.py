@@ -106,7 +106,7 @@ class Layout:
         return rows.flatten(0, 1)
 
     def quantize_rows(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """What reading `values` [n, head_dim] back in `dtype` gives: by default float64 for `rows_f64`, else float32."""
+        """What reading `values` [n, head_dim] back in `dtype` gives: float64 for `rows_f64`, else float32."""
         dtype = dtype or (torch.float64 if self._codec.element == torch.float64 else torch.float32)
         return self._codec.decode(self._codec.encode(values, self.rope_dim), dtype)
 

@@ -1,8 +1,8 @@
 """The attention family in blocked plain torch.
 
-Queries are taken a few tokens of one request at a time, so no intermediate grows with tokens x tokens or tokens x entries. All
-heads of a block share the one K=V head, so they are the rows of one large float32 product; half precision products are several
-times slower where the CPU has no such instructions.
+Queries are taken a few tokens of one request at a time, so no intermediate grows with tokens x tokens or tokens x
+entries. All heads of a block share the one K=V head, so they are the rows of one large float32 product; half precision
+products are several times slower where the CPU has no such instructions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def attend(
     ratio: int,
 ) -> tuple[Tensor, Tensor]:
     """`attn.attend`: q[tokens, heads, head_dim] -> out like q, lse[tokens, heads]."""
-    tokens, heads, head_dim = q.shape
+    tokens, heads, _ = q.shape
     work = working_dtype(q)
     out = torch.empty_like(q)
     lse = q.new_full((tokens, heads), float("inf"), dtype=work)

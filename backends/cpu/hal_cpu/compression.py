@@ -1,7 +1,7 @@
 """The compressor: hidden states to compressed entries, with the tail of an unfinished window kept per request.
 
-Entries of a batch are pooled together, whatever requests they belong to: a row a window needs is either among the batch's new
-rows or in its request's state. Long batches advance in pieces, as chunked prefill would.
+Entries of a batch are pooled together, whatever requests they belong to: a row a window needs is either among the
+batch's new rows or in its request's state. Long batches advance in pieces, as chunked prefill would.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compress_pool(
         current = _windows(kv[:, -head_dim:], score[:, -head_dim:], state, slice(-head_dim, None), batch, ratio, 0)
         if overlap:
             previous = _windows(kv[:, :head_dim], score[:, :head_dim], state, slice(head_dim), batch, ratio, -ratio)
-            current = (torch.cat(pair, dim=1) for pair in zip(previous, current))
+            current = (torch.cat(pair, dim=1) for pair in zip(previous, current, strict=True))
         values, scores = current
         pooled = (scores.softmax(dim=1) * values).sum(dim=1)
     else:
@@ -98,7 +98,7 @@ def _windows(
 
 
 def _sources(batch: Batch, ratio: int, offset: int, rows: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Where each window's rows are: token in the batch; which flat rows come from where in the state; which from nowhere."""
+    """Where each window's rows are: token in the batch; flat rows that come from the state; those from nowhere."""
     entries = batch.entries(ratio)
     positions = entries.positions.unsqueeze(1) + torch.arange(offset, offset + ratio)
     starts = torch.tensor(batch.starts)[entries.request].unsqueeze(1)
@@ -118,7 +118,7 @@ def _advance(kv: Tensor, score: Tensor, batch: Batch, state: StateCache) -> None
 
 
 def _tail(batch: Batch, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    ends = torch.tensor([start + length for start, length in zip(batch.starts, batch.lengths)])
+    ends = torch.tensor([start + length for start, length in zip(batch.starts, batch.lengths, strict=True)])
     token = (batch.positions >= ends[batch.request] - rows).nonzero().squeeze(1)
     return token, batch.slots[batch.request[token]], batch.positions[token] % rows
 
@@ -152,13 +152,13 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
         return
     parts: list[tuple[int, int, int]] = []
     room = TOKENS
-    for length, start, slot in zip(batch.lengths, batch.starts, batch.slots.tolist()):
+    for length, start, slot in zip(batch.lengths, batch.starts, batch.slots.tolist(), strict=True):
         while length:
             take = min(length, room)
             parts.append((take, start, slot))
             length, start, room = length - take, start + take, room - take
             if not room:
-                yield Batch.build(*map(list, zip(*parts)), batch.slots.device)
+                yield Batch.build(*map(list, zip(*parts, strict=True)), batch.slots.device)
                 parts, room = [], TOKENS
     if parts:
-        yield Batch.build(*map(list, zip(*parts)), batch.slots.device)
+        yield Batch.build(*map(list, zip(*parts, strict=True)), batch.slots.device)

@@ -1,7 +1,7 @@
 """The mixture of experts: rows grouped by expert, two products per expert that has any.
 
-Within one process an expert's rows are gathered when its turn comes and its output is added to its tokens right away, so that a
-layer needs no `tokens x top_k` copy of the hidden states.
+Within one process an expert's rows are gathered when its turn comes and its output is added to its tokens right away,
+so that a layer needs no `tokens x top_k` copy of the hidden states.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def dispatch(
 def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
     """`moe.experts`: rows of every local expert through it, [rows, hidden] in the model's dtype; padding is zero."""
     out = torch.zeros(len(dispatched.rows), w2.shape[-2], dtype=dispatched.dtype)
-    for expert, (first, count) in enumerate(zip(dispatched.offsets().tolist(), dispatched.counts.tolist())):
+    offsets, counts = dispatched.offsets().tolist(), dispatched.counts.tolist()
+    for expert, (first, count) in enumerate(zip(offsets, counts, strict=True)):
         if count:
             at = slice(first, first + count)
             rows = _dequantized(dispatched, at)

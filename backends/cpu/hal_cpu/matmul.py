@@ -1,4 +1,4 @@
-"""Quantised products in float32: activations rounded as their quantiser rounds them, weights dequantised some rows at a time.
+"""Quantised products in float32: activations as their quantiser rounds them, weights dequantised some rows at a time.
 
 Plain CPUs have neither FP8 nor FP4 units, and their half precision products are slower than float32 ones.
 """

@@ -1,7 +1,7 @@
 """The lightning indexer in blocks: some queries against some keys at a time, then the top-k of each query's scores.
 
-At one million tokens a query scores 262,144 entries with every index head; the scores of a few queries and the dequantised keys of
-one product are all that is ever in memory.
+At one million tokens a query scores 262,144 entries with every index head; the scores of a few queries and the
+dequantised keys of one product are all that is ever in memory.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _prepared(q: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, hadamard: boo
 
 
 def _scores(queries: Tensor, weights: Tensor, block: Span, cache: KVCache, ratio: int, scale: float) -> Tensor:
-    """Sum over heads of weight * scale * relu(q . k) for the block's request, [length, entries]; -inf if not visible."""
+    """Sum over heads of weight * scale * relu(q . k), [length, entries of the block's request]; -inf if not visible."""
     length, heads, dim = queries.shape
     entries, all_see = block.end // ratio, (block.start + 1) // ratio
     factors = weights.to(queries.dtype).mul(scale).unsqueeze(1)

@@ -1,7 +1,8 @@
 """A softmax over keys that are visited in parts, and its exact merge.
 
-Each part gives the attention output over its own keys and the log-sum-exp of its scores; two parts merge into the softmax over
-both (the identity FlashAttention's split-key decoding rests on). A row without keys has output 0 and log-sum-exp -inf.
+Each part gives the attention output over its own keys and the log-sum-exp of its scores; two parts merge into the
+softmax over both (the identity FlashAttention's split-key decoding rests on). A row without keys has output 0 and a
+log-sum-exp -inf.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Span(NamedTuple):
 def spans(batch: Batch) -> Iterator[Span]:
     """The batch's requests that bring at least one token."""
     first = 0
-    for request, (length, start) in enumerate(zip(batch.lengths, batch.starts)):
+    for request, (length, start) in enumerate(zip(batch.lengths, batch.starts, strict=True)):
         if length:
             yield Span(batch.slots[request], first, length, start)
         first += length

@@ -9,8 +9,8 @@ from torch import Tensor
 def top_k(scores: Tensor, k: int, *, ordered: bool = True) -> Tensor:
     """Indices of the k largest of each row of scores[rows, n], int64 [rows, k].
 
-    Best first where `ordered`, equal scores by index. Else in any order, except that a row with fewer than k finite scores, the
-    finite ones in front, has them in front in the result.
+    Best first where `ordered`, equal scores by index. Else in any order, except that a row with fewer than k finite
+    scores, the finite ones in front, has them in front in the result.
     """
     values, chosen = torch.topk(scores, k, dim=-1, sorted=False)
     least = values.amin(-1, keepdim=True)

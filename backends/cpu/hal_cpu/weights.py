@@ -1,8 +1,8 @@
 """Quantised weights as the float32 matrices that plain CPUs multiply fastest.
 
-Dequantising costs as much as several products of one row, so matrices are kept while a bound on their memory allows. What was kept
-first stays: a model walks its weights in a circle, where evicting the oldest would evict every matrix just before its use. A kept
-matrix goes when the codes it was made of go.
+Dequantising costs as much as several products of one row, so matrices are kept while a bound on their memory allows.
+What was kept first stays: a model walks its weights in a circle, where evicting the oldest would evict every matrix
+just before its use. A kept matrix goes when the codes it was made of go.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every kernel against the contract's reference on every conformance sample: ragged batches, packed layouts, every edge."""
+"""Every kernel against the contract's reference on every conformance sample: ragged batches, layouts, every edge."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ TRITON = (
         attribute("activation").one_of(*ACTIVATIONS),
         attribute("experts").one_of(*range(1, 1025)),
         batch_invariant=True,
-        notes="A counting sort without atomics; quantised once, stored top_k times. Over a group row counts visit the host.",
+        notes="A counting sort without atomics; quantised once, stored top_k times; counts of a group visit the host",
     ),
     _triton(
         "moe.experts",

@@ -36,8 +36,8 @@ MATRIX = ("HMMA", "QMMA", "OMMA", "IMMA", "HGMMA", "QGMMA", "IGMMA", "UTCHMMA", 
 class Source:
     """One specialisation of a kernel.
 
-    `arguments` gives each parameter its Triton type ("*bf16", "i32", ...; a trailing ":16" promises divisibility by 16),
-    or, in a tuple of one, its compile-time value.
+    `arguments` gives each parameter its Triton type ("*bf16", "i32", ...; a trailing ":16" promises divisibility by
+    16), or, in a tuple of one, its compile-time value.
     """
 
     function: Any
