@@ -158,9 +158,9 @@ def _ordered(call: Call, policy: Policy, kernels: list[Kernel], lost: list[Lost]
     denied = [choice[1:] for choice in rule if choice.startswith("!")]
     wanted = [choice for choice in rule if not choice.startswith("!")] or ["*"]
     ordered = [kernel for glob in wanted for kernel in kernels if fnmatchcase(kernel.id, glob)]
-    ordered = [k for k in dict.fromkeys(ordered) if not any(fnmatchcase(k.id, glob) for glob in denied)]
-    lost += [Lost(kernel.id, "excluded by HAL_OPS") for kernel in kernels if kernel not in ordered]
-    return ordered
+    once = {k.id: k for k in ordered if not any(fnmatchcase(k.id, glob) for glob in denied)}
+    lost += [Lost(kernel.id, "excluded by HAL_OPS") for kernel in kernels if kernel.id not in once]
+    return list(once.values())
 
 
 def cover(kernels: list[Kernel], facts: Facts) -> tuple[tuple[Kernel, ...], str | None]:

@@ -108,7 +108,6 @@ TRITON = (
         "compression",
         dtype("x").one_of(*DTYPES),
         *STORE,
-        batch_invariant=True,
         notes="Two projections, then one kernel from windows to stored entries; entries are never packed.",
     ),
     _triton(

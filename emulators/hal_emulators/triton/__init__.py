@@ -10,9 +10,24 @@ Tensors stay on the CPU. Needs triton 3.9.0, whose interpreter is the one repair
 
 from __future__ import annotations
 
+from hal.target import Target, described
+
 SUPPORTED = "3.9.0"
 ARCHITECTURES = {"sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm100": 100, "sm103": 103, "sm120": 120}
 DEFAULT = "sm90"
+
+
+def start(chip: str = "") -> Target:
+    """The chip's target, with its kernels interpreted from now on; its tensors are the CPU's.
+
+    Raises:
+        ValueError, RuntimeError: as `activate`.
+    """
+    chip = chip or DEFAULT
+    activate(chip)
+    profile = next((target for target in described() if target.name == f"cuda:{chip}"), None)
+    features, facts = (profile.features, profile.facts) if profile else (frozenset(), {})
+    return Target(f"cuda:{chip}", "cpu", features, facts, present=False, emulated=True)
 
 
 def activate(chip: str | None = None) -> None:

@@ -67,9 +67,9 @@ def _find(address: int, size: int) -> Allocation | None:
     return allocation
 
 
-def mark_written(address: int, first: NDArray[np.int64], width: int) -> None:
-    """Note that a kernel wrote `width` bytes at each offset `first` of the storage at `address`."""
-    allocation = allocations.get(address)
+def mark_written(address: int, size: int, first: NDArray[np.int64], width: int) -> None:
+    """Note that a kernel wrote `width` bytes at each offset `first` of the storage of `size` bytes at `address`."""
+    allocation = _find(address, size)
     if allocation is not None:
         for byte in range(width):
             allocation.written[first + byte] = True

@@ -147,7 +147,7 @@ def _sharing(region: Region, addresses: Addresses, width: int, kind: str) -> Non
     if shadow.reader is not None:
         _refuse(region, shadow.reader, first, kind, "read")
     writer = shadow.table("writer")
-    fresh.mark_written(shadow.start, first, width)
+    fresh.mark_written(shadow.start, shadow.size, first, width)
     for byte in range(width):
         writer[first + byte] = ATOMIC if kind == "atomic" else program
 

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from hal.batch import Batch
-from hal.conformance.samples.batches import ALL, DECODE, EMPTY, MIXED, PREFILL, Requests, filled
+from hal.conformance.samples.batches import ALL, DECODE, EMPTY, MIXED, PREFILL, Requests, filled, rope_of
 from hal.conformance.samples.sample import Draw, Sample
-from hal.rope import Rope
 
 WINDOW, BLOCK = 128, 64
 SELECTED = {"rows": "selected", "lse": "none"}
-INDEX_ROPE = Rope(64, 160000.0, 16.0, 65536)
 
 
 def attend() -> Iterator[Sample]:
@@ -122,7 +120,7 @@ def _select(requests: Requests, dtype: str, rows: str, *, heads: int = 16, top_k
         batch = requests.batch(draw)
         cache = filled(draw, rows, dim, BLOCK, tuple(end // ratio for end in requests.ends), batch)
         q = draw.normal(requests.tokens, heads, dim, dtype=dtype)
-        return q, draw.normal(requests.tokens, heads, dtype=dtype), INDEX_ROPE, batch, cache
+        return q, draw.normal(requests.tokens, heads, dtype=dtype), rope_of(dim), batch, cache
 
     return Sample(
         "attn.select",

@@ -11,6 +11,7 @@ from hal.batch import Batch
 from hal.cache import KVCache
 from hal.conformance.samples.sample import Draw
 from hal.layouts import layout
+from hal.rope import Rope
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def filled(
             row = torch.arange(count, device=draw.device)
             cache.write(draw.normal(count, head_dim, std=std), cache.physical(batch.slots[index].expand(count), row))
     return cache
+
+
+def rope_of(dim: int) -> Rope:
+    """The rotation of compressed rows of `dim` channels: of the last 64, or of all that there are."""
+    return Rope(min(64, dim), 160000.0, 16.0, 65536)
 
 
 def poison(pages: Tensor, draw: Draw) -> None:

@@ -9,12 +9,11 @@ import torch
 
 from hal.batch import Batch
 from hal.cache import StateCache
-from hal.conformance.samples.batches import ALL, MIXED, Requests, filled
+from hal.conformance.samples.batches import ALL, MIXED, Requests, filled, rope_of
 from hal.conformance.samples.sample import Draw, Sample
-from hal.rope import Rope
 
 BLOCK, HIDDEN, EPS = 64, 256, 1e-6
-ROPE = Rope(64, 160000.0, 16.0, 65536)
+
 SHORT = Requests("short", (1, 2, 3), (0, 0, 0))
 EDGES = Requests("edges", (1, 1, 1, 129), (3, 127, 128, 0))
 """Requests that complete a window with their only token, just did, or cross one at a time."""
@@ -72,7 +71,7 @@ def _compress(
         norm = 1 + draw.normal(head_dim, std=0.2)
         state = continued(draw, batch, ratio, overlap, head_dim)
         x = draw.normal(requests.tokens, HIDDEN, dtype=dtype)
-        return x, wkv, wgate, draw.normal(ratio, width), norm, ROPE, batch, state, cache
+        return x, wkv, wgate, draw.normal(ratio, width), norm, rope_of(head_dim), batch, state, cache
 
     return Sample(
         "attn.compress",
@@ -106,7 +105,7 @@ def _store(rows: int, head_dim: int, layout: str, dtype: str, *, norm: bool, had
         slots[2::5] = -1
         weight = 1 + draw.normal(head_dim, std=0.2) if norm else None
         values = draw.heavy(rows, head_dim, dtype=dtype)
-        return values, weight, ROPE, draw.integers(1 << 17, rows), slots, cache
+        return values, weight, rope_of(head_dim), draw.integers(1 << 17, rows), slots, cache
 
     words = [f"rows={rows}", f"head_dim={head_dim}", dtype, layout, "norm" if norm else "no-norm"]
     return Sample(

@@ -43,12 +43,12 @@ def rotate(x, position, frequencies, PAIRS: tl.constexpr):
 
 @triton.jit
 def hadamard(x, D: tl.constexpr):
-    """Hadamard transform of each row of bfloat16 `x[R, D]`, unscaled, in float32: products with +1 and -1 are exact."""
+    """Hadamard transform of each row of `x[R, D]`, unscaled, in float32: products with +1 and -1 are exact."""
     i = tl.arange(0, D)
     bits = i[:, None] & i[None, :]
     bits ^= bits >> 8
     bits ^= bits >> 4
     bits ^= bits >> 2
     bits ^= bits >> 1
-    signs = (1 - 2 * (bits & 1)).to(tl.bfloat16)
-    return tl.dot(x, signs)
+    signs = (1 - 2 * (bits & 1)).to(x.dtype)
+    return tl.dot(x, signs, input_precision="ieee")

@@ -19,6 +19,7 @@ def pool(
     score,
     ape,
     state,
+    state_stride,
     positions,
     cu_seqlens,
     slots,
@@ -56,7 +57,7 @@ def pool(
         weight += tl.load(
             ape + (position % RATIO)[:, None] * WIDTH + half + channel[None, :], mask=fresh[:, None], other=0.0
         )
-        at = (slot * (COFF * RATIO) + position % (COFF * RATIO))[:, None] * (2 * WIDTH) + half + channel[None, :]
+        at = slot[:, None] * state_stride + (position % (COFF * RATIO))[:, None] * (2 * WIDTH) + half + channel[None, :]
         value = tl.where(kept[:, None], tl.load(state + at, mask=kept[:, None], other=0.0), value)
         weight = tl.where(kept[:, None], tl.load(state + at + WIDTH, mask=kept[:, None], other=0.0), weight)
         weight = tl.where(exists[:, None], weight, -float("inf"))
@@ -75,6 +76,7 @@ def pool_kernel(
     score,
     ape,
     state,
+    state_stride,
     positions,
     cu_seqlens,
     slots,
@@ -93,7 +95,9 @@ def pool_kernel(
         valid = entry < entries
         which = tl.load(request + entry, mask=valid, other=0)
         window = tl.load(index + entry, mask=valid, other=0)
-        pooled = pool(kv, score, ape, state, positions, cu_seqlens, slots, which, window, valid, D, RATIO, OVERLAP)
+        pooled = pool(
+            kv, score, ape, state, state_stride, positions, cu_seqlens, slots, which, window, valid, D, RATIO, OVERLAP
+        )
         tl.store(out + entry[:, None] * D + tl.arange(0, D)[None, :], pooled, mask=valid[:, None])
 
 
@@ -103,6 +107,7 @@ def pool_store_kernel(
     score,
     ape,
     state,
+    state_stride,
     positions,
     requests,
     cu_seqlens,
@@ -142,7 +147,10 @@ def pool_store_kernel(
         if tl.sum(valid.to(tl.int32), 0) > 0:
             request = tl.load(requests + token, mask=valid, other=0)
             window = position // RATIO
-            x = pool(kv, score, ape, state, positions, cu_seqlens, slots, request, window, valid, D, RATIO, OVERLAP)
+            x = pool(
+                kv, score, ape, state, state_stride, positions, cu_seqlens, slots, request, window, valid,
+                D, RATIO, OVERLAP,
+            )  # fmt: skip
             x = x.to(DTYPE).to(tl.float32)
             x = finish_rows(x, norm, window * RATIO, frequencies, eps, PAIRS, DTYPE, True, HADAMARD)
             slot = tl.load(slots + request, mask=valid, other=0)
@@ -156,6 +164,7 @@ def advance_kernel(
     score,
     ape,
     state,
+    state_stride,
     positions,
     requests,
     cu_seqlens,
@@ -180,6 +189,6 @@ def advance_kernel(
         value = tl.load(kv + at, mask=kept[:, None], other=0.0)
         weight = tl.load(score + at, mask=kept[:, None], other=0.0)
         weight += tl.load(ape + (position % RATIO)[:, None] * WIDTH + channel[None, :], mask=kept[:, None], other=0.0)
-        at = (slot * ROWS + position % ROWS)[:, None] * (2 * WIDTH) + channel[None, :]
+        at = slot[:, None] * state_stride + (position % ROWS)[:, None] * (2 * WIDTH) + channel[None, :]
         tl.store(state + at, value, mask=kept[:, None])
         tl.store(state + at + WIDTH, weight, mask=kept[:, None])

@@ -28,11 +28,7 @@ def finish_rows(
         inverse = tl.rsqrt(tl.sum(x * x, 1) / D + eps)
         x = (x * inverse[:, None] * weight[None, :]).to(DTYPE).to(tl.float32)
     x = rotate(x, position, frequencies, PAIRS).to(DTYPE)
-    if HADAMARD:
-        result = (hadamard(x.to(tl.bfloat16), D) * (1.0 / D) ** 0.5).to(DTYPE).to(tl.float32)
-    else:
-        result = x.to(tl.float32)
-    return result
+    return (hadamard(x, D) * (1.0 / D) ** 0.5).to(DTYPE).to(tl.float32) if HADAMARD else x.to(tl.float32)
 
 
 @triton.jit
