@@ -16,7 +16,10 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "run.svg"
-COMMANDS = ('hal generate examples/tiny-v4 --prompt "The for statement" --max-new-tokens 120',)
+COMMANDS = (
+    'HAL_BACKEND=cpu hal generate examples/tiny-v4 --prompt "The for statement" --max-new-tokens 120',
+    "HAL_BACKEND=cpu hal explain attn.attend",
+)
 WIDTH = 100
 
 

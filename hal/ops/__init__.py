@@ -24,5 +24,5 @@ def get(name: str) -> Contract:
     if name in CONTRACTS:
         return CONTRACTS[name]
     near = get_close_matches(name, CONTRACTS, n=1)
-    fix = f"the nearest is {near[0]!r}" if near else f"take one of {', '.join(CONTRACTS)}"
+    fix = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(CONTRACTS)}"
     raise UnknownName(f"no contract is called {name!r}", where="hal.ops", fix=fix)
