@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ class State:
     """A backend as this machine sees it.
 
     `state` is `ready`, `no device`, `not installed`, or the name of the error (`Broken`, `ApiMismatch`, `Conflict`);
-    `why` is the error's paragraph.
+    `tiers` counts kernels on the first chip by the evidence that there is; `why` is the error's paragraph.
     """
 
     name: str
@@ -27,6 +28,7 @@ class State:
     state: str
     targets: tuple[str, ...] = ()
     kernels: int = 0
+    tiers: dict[str, int] = field(default_factory=dict)
     why: str = ""
 
 
@@ -38,8 +40,8 @@ def command(json: Json = False) -> None:
 
 def states() -> Iterator[State]:
     """Every installed backend, then those that chips are described for but no package provides."""
-    from hal import plugins
-    from hal.errors import BackendError
+    from hal import evidence, plugins
+    from hal.errors import HalError
     from hal.target import described
 
     entries = plugins.installed()
@@ -48,12 +50,14 @@ def states() -> Iterator[State]:
         try:
             loaded = plugins.load(name)
             targets = loaded.targets()
-            count = len(loaded.kernels(targets[0])) if targets else 0
-        except BackendError as error:
+            kernels = loaded.kernels(targets[0]) if targets else []
+            records = evidence.of_backend(name) if targets else ()
+            tiers = dict(Counter(evidence.tier(kernel, targets[0], records) for kernel in kernels))
+        except HalError as error:
             yield State(name, distribution, version, type(error).__name__, why=str(error))
             continue
         names = tuple(target.name for target in targets)
-        yield State(name, distribution, version, "ready" if targets else "no device", names, count)
+        yield State(name, distribution, version, "ready" if targets else "no device", names, len(kernels), tiers)
     for name in dict.fromkeys(target.backend for target in described()):
         if name not in entries:
             yield State(name, f"hal-{name}", "", "not installed", why=f"pip install hal-{name}")
@@ -61,14 +65,14 @@ def states() -> Iterator[State]:
 
 def overview(found: list[State]) -> Table:
     """Backends as a table."""
-    made = table("backend", "package", "state", "chips here", "kernels", "", right=("kernels",))
+    made = table("backend", "package", "state", "chips here", "kernels", "")
     for each in found:
         made.add_row(
             each.name,
             f"{each.distribution} {each.version}".rstrip(),
             Text(each.state, style=STYLES.get(each.state, "red")),
             ", ".join(each.targets),
-            str(each.kernels or ""),
+            ", ".join(f"{count} {tier}" for tier, count in each.tiers.items()),
             Text(each.why, style="dim"),
         )
     return made

@@ -15,13 +15,13 @@ from hal.cli.output import Json, show, table
 def command(json: Json = False) -> None:
     """List contracts and the kernels that each installed backend declares for them, with the tier of each."""
     from hal import ops, plugins
-    from hal.errors import BackendError
+    from hal.errors import HalError
 
     kernels: dict[str, dict[str, list[dict[str, str]]]] = {}
     for backend in plugins.installed():
         try:
             kernels[backend] = _kernels(plugins.load(backend))
-        except BackendError:
+        except HalError:
             continue  # `hal backends` says why
     rows = [
         {
@@ -40,13 +40,19 @@ def command(json: Json = False) -> None:
 
 def _kernels(loaded: Any) -> dict[str, list[dict[str, str]]]:
     """Kernels by contract, over all chips that the backend finds or describes."""
+    from hal import evidence
+    from hal.target import described
+
     found: dict[str, list[dict[str, str]]] = {}
     seen: set[str] = set()
-    for target in loaded.targets():
+    records = evidence.of_backend(loaded.backend.name)
+    backend = loaded.backend.name
+    for target in loaded.targets() or [chip for chip in described() if chip.backend == backend]:
         for kernel in loaded.kernels(target):
             if kernel.id not in seen:
                 seen.add(kernel.id)
-                found.setdefault(kernel.contract, []).append({"id": kernel.id, "tier": "declared"})
+                tier = evidence.tier(kernel, target, records)
+                found.setdefault(kernel.contract, []).append({"id": kernel.id, "tier": tier})
     return found
 
 
