@@ -36,6 +36,6 @@ $(VENV)/.model: $(VENV)/.torch pyproject.toml backends/cpu/pyproject.toml
 	$(install) --editable '.[model]' --editable backends/cpu
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.model
-	$(install) --editable '.[test]'
+$(VENV)/.test: $(VENV)/.model emulators/pyproject.toml backends/triton/pyproject.toml backends/cuda/pyproject.toml
+	$(install) --editable '.[test]' --editable 'emulators[triton]' --editable backends/triton --editable backends/cuda
 	@touch $@
