@@ -120,13 +120,14 @@ def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Ca
 
 
 def _unlike(found: list[Sample]) -> list[Sample]:
-    """The first sample of each kind: dtypes, layouts, attributes; and every one with a size of zero."""
+    """The largest sample of each kind (dtypes, layouts, attributes), and one of each with a size of zero."""
     kept: dict[Any, Sample] = {}
     for sample in found:
         empty = 0 in sample.dynamic.values()
         attributes = tuple(sorted(sample.attributes.items()))
         kind = (tuple(sample.dtypes.items()), tuple(sample.layouts.items()), attributes, empty)
-        kept.setdefault(kind, sample)
+        if kind not in kept or sum(sample.dynamic.values()) > sum(kept[kind].dynamic.values()):
+            kept[kind] = sample
     return list(kept.values())
 
 

@@ -56,11 +56,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     backend = option("--hal-backend")
     if not backend:
-        raise pytest.UsageError("hal.conformance: name what to verify, for example --hal-backend=cpu")
+        pytest.exit("hal.conformance: name what to verify, for example --hal-backend=cpu", 4)
     try:
         run = Run.plan(backend, kernel=option("--hal-kernel"), quick=option("--hal-quick"), limit=option("--hal-limit"))
     except HalError as error:
-        raise pytest.UsageError(str(error)) from error
+        pytest.exit(str(error), 4)
     names = [name for listed in run.kernels for name in listed.cases]
     metafunc.parametrize("hal_case", names, ids=names)
 
