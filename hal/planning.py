@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from hal import ops, plugins
+from hal import ops, permission, plugins
 from hal.constraints import Facts
 from hal.contract import Contract
-from hal.errors import NoKernel
+from hal.environment import nearest
+from hal.errors import Forbidden, NoKernel, PlanError, Uncovered, UnknownName
 from hal.kernel import Kernel
+from hal.lock import Lock
 from hal.policy import Policy
 from hal.selection import REFERENCE, target_of
 from hal.target import Target
@@ -65,6 +67,22 @@ class Choice:
         """Who serves the call, in words."""
         return " | ".join(kernel.id for kernel in self.kernels) or " + ".join(part.winner for part in self.parts)
 
+    @property
+    def decision(self) -> str:
+        """As `winner`, with the versions of kernels and contract: what a lock file keeps."""
+        served = " | ".join(f"{kernel.id}@{kernel.version}" for kernel in self.kernels)
+        contract = f"{self.call.contract}@{ops.get(self.call.contract).version}"
+        return f"{contract}: {served}" if served else " + ".join(part.decision for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """Why a call cannot be served; `word` of HAL_ALLOW would do, or a `hole` is left in a range of sizes."""
+
+    text: str
+    word: str = ""
+    hole: bool = False
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,9 +94,14 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal decisions."""
-        words = json.dumps([self.target.name, *([c.call.title, c.winner] for c in self.choices)])
+        """Equal for equal decisions: the same versions of the same kernels for the same calls on the same chip."""
+        words = json.dumps([self.target.name, *([c.call.title, c.decision] for c in self.choices)])
         return hashlib.sha256(words.encode()).hexdigest()
+
+    @property
+    def lock(self) -> Lock:
+        """The decisions, to be kept in a file: `plan.lock.write("hal.lock")`, then HAL_CONFIG=hal.lock."""
+        return Lock(self.target.asked, {choice.call.title: choice.decision for choice in self.choices})
 
 
 def plan(calls: Iterable[Call], *, target: Target | None = None, policy: Policy | None = None) -> Plan:
@@ -88,31 +111,30 @@ def plan(calls: Iterable[Call], *, target: Target | None = None, policy: Policy 
     kernel is planned part by part.
 
     Raises:
-        NoKernel: some calls cannot be served, or kernels leave a hole in a range of sizes; every blocker is listed.
+        NoKernel: some calls cannot be served; every blocker is listed.
+        Uncovered: the only blockers are sizes in a declared range that no kernel serves.
+        Forbidden: the only blockers are kernels that HAL_ALLOW does not permit.
+        Drift: the lock file of HAL_CONFIG says something else.
+        UnknownName: a rule of HAL_OPS names an operator or a kernel that does not exist.
     """
     policy = policy or Policy.current()
     target = target or target_of(policy)
-    kernels = kernels_of(target, policy)
-    blockers: list[str] = []
-    choices = tuple(_choose(call, target, policy, kernels, blockers) for call in calls)
+    kernels = [*kernels_of(target), *(references() if target.backend != REFERENCE else ())]
+    _check_rules(policy, kernels)
+    barred = permission.barred(kernels, target, policy)
+    blockers: list[Blocker] = []
+    choices = tuple(_choose(call, policy, target, kernels, barred, blockers) for call in calls)
     if blockers:
-        listed = "; ".join(blockers)
-        fix = "set HAL_ALLOW=reference to let the references serve them" if target.name != REFERENCE else ""
-        raise NoKernel(
-            f"{target.name} cannot serve {len(blockers)} calls: {listed}",
-            where="plan",
-            fix=fix,
-            blockers=tuple(blockers),
-        )
-    return Plan(target, policy, choices)
+        raise _blocked(target, blockers)
+    made = Plan(target, policy, choices)
+    if policy.lock:
+        policy.lock.check(made.lock, policy.origins.get("lock", ""))
+    return made
 
 
-def kernels_of(target: Target, policy: Policy) -> list[Kernel]:
-    """Every kernel a plan on `target` may use, best first."""
-    found = [] if target.backend == REFERENCE else plugins.load(target.backend).kernels(target)
-    if target.backend == REFERENCE or "reference" in policy.allow:
-        found += references()
-    return found
+def kernels_of(target: Target) -> list[Kernel]:
+    """The kernels of a target's backend, those of kernel packs behind them; the references are a backend too."""
+    return references() if target.backend == REFERENCE else plugins.load(target.backend).kernels(target)
 
 
 def references() -> list[Kernel]:
@@ -124,15 +146,55 @@ def references() -> list[Kernel]:
     ]
 
 
-def _choose(call: Call, target: Target, policy: Policy, kernels: list[Kernel], blockers: list[str]) -> Choice:
+def _blocked(target: Target, blockers: list[Blocker]) -> PlanError:
+    """The one error for all blockers."""
+    texts = tuple(blocker.text for blocker in blockers)
+    what = f"{target.name} cannot serve {len(texts)} calls: {'; '.join(texts)}"
+    words = sorted({blocker.word for blocker in blockers})
+    if "" not in words:
+        return Forbidden(what, where="plan", fix=f"set HAL_ALLOW={','.join(words)} to permit it", blockers=texts)
+    fix = "set HAL_ALLOW=reference to let the references serve them" if target.name != REFERENCE else ""
+    kind = Uncovered if all(blocker.hole for blocker in blockers) else NoKernel
+    return kind(what, where="plan", fix=fix, blockers=texts)
+
+
+def _check_rules(policy: Policy, kernels: list[Kernel]) -> None:
+    """Every glob of HAL_OPS names something."""
+    for glob, choices in policy.ops:
+        named = [kernel.id for kernel in kernels if fnmatchcase(kernel.contract, glob)]
+        if not any(fnmatchcase(contract, glob) for contract in ops.CONTRACTS):
+            raise UnknownName(
+                f"no operator is called {glob!r}", where=policy.origins["ops"], fix=nearest(glob, ops.CONTRACTS)
+            )
+        for choice in choices:
+            if not any(fnmatchcase(kernel, choice.removeprefix("!")) for kernel in named):
+                raise UnknownName(
+                    f"no kernel of {glob} is called {choice.removeprefix('!')!r}",
+                    where=policy.origins["ops"],
+                    fix=nearest(choice, named),
+                )
+
+
+def _choose(
+    call: Call,
+    policy: Policy,
+    target: Target,
+    kernels: list[Kernel],
+    barred: Mapping[str, tuple[str, str]],
+    blockers: list[Blocker],
+) -> Choice:
     contract = ops.get(call.contract)
     facts = call.facts(target)
     lost: list[Lost] = []
     eligible = []
+    word = ""
     for kernel in _ordered(call, policy, [k for k in kernels if k.contract == call.contract], lost):
         reasons = [str(reason) for c in kernel.constraints if (reason := c.reason(facts)) is not None]
         if reasons:
             lost.append(Lost(kernel.id, "; ".join(reasons)))
+        elif kernel.id in barred:
+            lost.append(Lost(kernel.id, barred[kernel.id][0]))
+            word = word or barred[kernel.id][1]
         else:
             eligible.append(kernel)
     chosen, hole = cover(eligible, facts)
@@ -141,19 +203,21 @@ def _choose(call: Call, target: Target, policy: Policy, kernels: list[Kernel], b
         return Choice(call, chosen, (), tuple(lost))
     if contract.parts:
         before = len(blockers)
-        parts = tuple(_choose(_part(call, part), target, policy, kernels, blockers) for part in contract.parts)
+        parts = tuple(_choose(_part(call, part), policy, target, kernels, barred, blockers) for part in contract.parts)
         if len(blockers) == before:
             return Choice(call, (), parts, tuple(lost))
         return Choice(call, (), (), tuple(lost))
-    why = hole or ", ".join(f"{item.kernel}: {item.reason}" for item in lost) or "no kernel is installed"
-    blockers.append(f"{call.title} ({call.contract}): {why}")
+    only_reference = word == "reference" and not any(choice.startswith(REFERENCE) for choice in _rule(call, policy))
+    told = [item for item in lost if not (only_reference and item.kernel.startswith(f"{REFERENCE}."))]
+    why = hole or ", ".join(f"{item.kernel}: {item.reason}" for item in told) or "no kernel is installed"
+    blockers.append(Blocker(f"{call.title} ({call.contract}): {why}", "" if only_reference else word, hole is not None))
     return Choice(call, (), (), tuple(lost))
 
 
 def _ordered(call: Call, policy: Policy, kernels: list[Kernel], lost: list[Lost]) -> list[Kernel]:
     """The order that the first fitting rule of HAL_OPS asks for."""
-    rule = next((choices for glob, choices in policy.ops if fnmatchcase(call.contract, glob)), None)
-    if rule is None:
+    rule = _rule(call, policy)
+    if not rule:
         return kernels
     denied = [choice[1:] for choice in rule if choice.startswith("!")]
     wanted = [choice for choice in rule if not choice.startswith("!")] or ["*"]
@@ -161,6 +225,11 @@ def _ordered(call: Call, policy: Policy, kernels: list[Kernel], lost: list[Lost]
     once = {k.id: k for k in ordered if not any(fnmatchcase(k.id, glob) for glob in denied)}
     lost += [Lost(kernel.id, "excluded by HAL_OPS") for kernel in kernels if kernel.id not in once]
     return list(once.values())
+
+
+def _rule(call: Call, policy: Policy) -> tuple[str, ...]:
+    """The choices of the first rule that fits; none where there is no such rule."""
+    return next((choices for glob, choices in policy.ops if fnmatchcase(call.contract, glob)), ())
 
 
 def cover(kernels: list[Kernel], facts: Facts) -> tuple[tuple[Kernel, ...], str | None]:

@@ -20,6 +20,8 @@ from hal.target import Backend, Target
 __all__ = ["GROUP", "Loaded", "hookimpl", "installed", "load"]
 
 GROUP = "hal.backends"
+PACKS = "hal.kernels"
+"""Entry-point group of kernel packs: the name is that of the backend whose targets get the module's `hal_kernels`."""
 
 EXTRA: dict[str, EntryPoint] = {}
 """Backends that no distribution registers, by name: the conformance suite's own."""
@@ -27,10 +29,11 @@ EXTRA: dict[str, EntryPoint] = {}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backend whose module is imported and whose hooks are checked."""
+    """A backend whose module is imported and whose hooks are checked, and the kernel packs that add to its targets."""
 
     backend: Backend
     hooks: Any
+    packs: tuple[tuple[str, Any], ...] = ()
 
     def targets(self) -> list[Target]:
         """The chips that are here."""
@@ -43,6 +46,8 @@ class Loaded:
             Conflict: two have the same id.
         """
         kernels: list[Kernel] = list(self._call("hal_kernels", target=target))
+        for where, hooks in self.packs:
+            kernels += _answer(hooks.hal_kernels, where, target=target)
         seen: set[str] = set()
         for kernel in kernels:
             if kernel.id in seen:
@@ -62,11 +67,16 @@ class Loaded:
         return found if isinstance(found, AbstractContextManager) else nullcontext([])
 
     def _call(self, hook: str, **arguments: Any) -> Any:
-        try:
-            found = getattr(self.hooks, hook)(**arguments)
-        except Exception as error:
-            raise Broken(f"{hook} raised {type(error).__name__}: {error}", where=self.backend.distribution) from error
-        return found[0] if found else []
+        return _answer(getattr(self.hooks, hook), self.backend.distribution, **arguments)
+
+
+def _answer(hook: Any, where: str, **arguments: Any) -> Any:
+    """What a hook gives; an empty list where a module does not have it."""
+    try:
+        found = hook(**arguments)
+    except Exception as error:
+        raise Broken(f"{hook.name} raised {type(error).__name__}: {error}", where=where) from error
+    return found[0] if found else []
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -100,25 +110,11 @@ def load(name: str) -> Loaded:
     if name not in entries:
         fix = nearest(name, entries) if entries else f"pip install hal-{name}"
         raise NotInstalled(f"no installed package provides the backend {name!r}", where="HAL_BACKEND", fix=fix)
-    entry = entries[name]
-    where = f"{entry.dist.name} ({entry.value})" if entry.dist else entry.value
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    try:
-        manager.register(entry.load(), name=name)
-        manager.check_pending()
-        declared = manager.hook.hal_backend()
-    except pluggy.PluginValidationError as error:
-        hook = str(error).partition("unknown hook ")[2].split("'")[1] if "unknown hook" in str(error) else ""
-        known = [word for word in vars(hookspecs) if word.startswith("hal_")]
-        raise Broken(f"it has a hook that cannot be used: {error}", where=where, fix=nearest(hook, known)) from error
-    except (Exception, SystemExit) as error:
-        raise Broken(
-            f"importing it raised {type(error).__name__}: {error}", where=where, fix=f"repair or uninstall {where}"
-        ) from error
+    hooks, where = _hooks(entries[name])
+    declared = _answer(hooks.hal_backend, where)
     if not declared:
         raise Broken("it has no hal_backend hook", where=where, fix="return a hal Backend from hal_backend()")
-    backend: Backend = declared[0]
+    backend: Backend = declared
     major = int(backend.api.split(".")[0])
     if major != hookspecs.API[0]:
         here = ".".join(map(str, hookspecs.API))
@@ -127,4 +123,24 @@ def load(name: str) -> Loaded:
             where=where,
             fix=f"install a hal-{name} for {here}",
         )
-    return Loaded(backend, manager.hook)
+    packs = (_hooks(entry) for entry in entry_points(group=PACKS) if entry.name == name)
+    return Loaded(backend, hooks, tuple((where, hooks) for hooks, where in packs))
+
+
+def _hooks(entry: EntryPoint) -> tuple[Any, str]:
+    """Import a module and check its hooks; they, and the words for where they come from."""
+    where = f"{entry.dist.name} ({entry.value})" if entry.dist else entry.value
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(entry.load(), name=entry.name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        hook = str(error).partition("unknown hook ")[2].split("'")[1] if "unknown hook" in str(error) else ""
+        known = [word for word in vars(hookspecs) if word.startswith("hal_")]
+        raise Broken(f"it has a hook that cannot be used: {error}", where=where, fix=nearest(hook, known)) from error
+    except (Exception, SystemExit) as error:
+        raise Broken(
+            f"importing it raised {type(error).__name__}: {error}", where=where, fix=f"repair or uninstall {where}"
+        ) from error
+    return manager.hook, where

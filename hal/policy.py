@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hal import environment
 from hal.errors import ConfigError
+from hal.lock import Lock
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,22 +23,25 @@ DEFAULTS = {"backend": "auto", "ops": "", "allow": "unverified"}
 
 @dataclass(frozen=True)
 class Policy:
-    """Backend, operator rules and permissions; `origins` says where each came from."""
+    """Backend, operator rules, permissions and the lock that holds a plan; `origins` says where each came from."""
 
     backend: str
     ops: tuple[tuple[str, tuple[str, ...]], ...]
     allow: frozenset[str]
     origins: dict[str, str]
+    lock: Lock | None = None
 
     @classmethod
     def current(cls, *, backend: str | None = None, ops: str | None = None, allow: str | None = None) -> Policy:
         """Arguments before `with hal.use`, before the environment, before HAL_CONFIG, before the defaults."""
         variables = environment.read()
+        config = variables.get("HAL_CONFIG", "")
+        settings, lock = _file(config)
         layers: list[tuple[str, Mapping[str, str | None]]] = [
             ("argument", {"backend": backend, "ops": ops, "allow": allow}),
             *(("with hal.use", words) for words in reversed(_USED.get())),
             ("environment", {name: variables.get(f"HAL_{name.upper()}") for name in DEFAULTS}),
-            (variables.get("HAL_CONFIG", ""), _file(variables.get("HAL_CONFIG"))),
+            (config, settings),
             ("default", DEFAULTS),
         ]
         words: dict[str, str] = {}
@@ -50,7 +54,8 @@ class Policy:
             words["backend"] or "auto",
             environment.rules(words["ops"], origins["ops"]),
             environment.allowed(words["allow"], origins["allow"]),
-            origins,
+            {**origins, "lock": config},
+            lock,
         )
 
 
@@ -67,9 +72,10 @@ def use(*, backend: str | None = None, ops: str | None = None, allow: str | None
         _USED.reset(token)
 
 
-def _file(path: str | None) -> dict[str, str | None]:
+def _file(path: str) -> tuple[dict[str, str | None], Lock | None]:
+    """Settings, and the lock if the file is one: then its chip is the setting."""
     if not path:
-        return {}
+        return {}, None
     try:
         with Path(path).open("rb") as file:
             words = tomllib.load(file)
@@ -77,7 +83,10 @@ def _file(path: str | None) -> dict[str, str | None]:
         raise ConfigError(
             f"cannot read {path}: {error}", where="HAL_CONFIG", fix="name a readable TOML file"
         ) from error
+    if "calls" in words:
+        lock = Lock.read(path)
+        return {"backend": lock.target}, lock
     for name in words:
         if name not in DEFAULTS:
             raise ConfigError(f"{name!r} is not a setting", where=path, fix=environment.nearest(name, DEFAULTS))
-    return {name: str(value) for name, value in words.items()}
+    return {name: str(value) for name, value in words.items()}, None

@@ -27,6 +27,11 @@ class Target:
     emulated: bool = False
 
     @property
+    def asked(self) -> str:
+        """What HAL_BACKEND says to get it."""
+        return f"{self.name}@emulated" if self.emulated else self.name
+
+    @property
     def backend(self) -> str:
         """The backend's name."""
         return self.name.split(":")[0]

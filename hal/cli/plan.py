@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,11 +33,13 @@ def command(
         int | None, typer.Option(min=1, help="Tokens of one request. Default: the model's maximum.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of activations: float32, bfloat16 or float64.")] = None,
+    lock: Annotated[Path | None, typer.Option(help="Write the decisions here; read them with HAL_CONFIG.")] = None,
     json: Json = False,
 ) -> None:
     """Say whether a model runs on a chip, with every blocker at once, and count its bytes and FLOPs."""
     from hal.feasibility import installed, layouts_on, numerics_on, survey, target_named
     from hal.models.deepseek_v4.config_reader import load
+    from hal.planning import plan
     from hal.policy import Policy
     from hal.selection import target_of
 
@@ -46,6 +49,9 @@ def command(
     context = context or config.max_position_embeddings
     numerics = numerics_on(target, config, dtype)
     verdicts = survey(config, numerics, target, policy, context)
+    if lock:
+        made = plan([verdict.call for verdict in verdicts], target=target, policy=policy)
+        made.lock.write(lock)
     data = {
         "model": model,
         "target": target.name,

@@ -114,7 +114,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Any:
         EntryPoint("bad", "hal_test_missing", plugins.GROUP),
         EntryPoint("future", "hal_test_future", plugins.GROUP),
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry for entry in entries if entry.group == group])
     plugins.load.cache_clear()
     yield
     plugins.load.cache_clear()
@@ -160,7 +160,8 @@ def test_doctor_tells_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- ops and explain
 
 
-def test_ops_lists_contracts_and_kernels() -> None:
+def test_ops_lists_contracts_and_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rows = {row["contract"]: row for row in data("ops")}
     assert rows["attn.select"]["parts"] == ["attn.index_scores"]
     assert {"id": "cpu.attend", "tier": "declared"} in rows["attn.attend"]["kernels"]["cpu"]
