@@ -1,0 +1,5 @@
+"""Python kernels of aclnn operators, one module per family, written from Huawei's documentation of each operator."""
+
+from hal_emulators.cann.kernels import memory
+
+__all__ = ["memory"]
