@@ -26,9 +26,9 @@ from hal.conformance.laws import Law, laws_of
 from hal.conformance.samples import Sample, samples
 from hal.conformance.samples.variants import variant
 from hal.conformance.trial import Subject, Wrong, expectation, judge
-from hal.errors import NoKernel, UnknownName
+from hal.errors import PlanError, UnknownName
 from hal.kernel import Kernel
-from hal.planning import Call, kernels_of, plan
+from hal.planning import Call, plan, references
 from hal.policy import Policy
 from hal.selection import REFERENCE, target_of
 from hal.target import Target
@@ -68,7 +68,8 @@ def subjects(backend: str, glob: str = "*") -> list[Subject]:
     policy = Policy.current(backend=backend, ops="", allow="unverified")
     target = target_of(policy)
     watch = _watch(target)
-    found = [kernel for kernel in kernels_of(target, policy) if fnmatchcase(kernel.id, glob)]
+    every = references() if target.backend == REFERENCE else plugins.load(target.backend).kernels(target)
+    found = [kernel for kernel in every if fnmatchcase(kernel.id, glob)]
     if not found:
         raise UnknownName(f"{target.name} has no kernel that fits {glob!r}", where="--kernel", fix="see `hal ops`")
     return [Subject(kernel, target, watch) for kernel in found]
@@ -134,7 +135,7 @@ def _unlike(found: list[Sample]) -> list[Sample]:
 def _first(found: list[Sample], count: int) -> list[Sample]:
     """`count` samples spread over those with something in them."""
     full = [sample for sample in found if 0 not in sample.dynamic.values()] or found
-    return full[:: max(1, len(full) // count)][:count]
+    return full[:: max(1, len(full) // max(1, count))][:count]
 
 
 def _parity(sample: Sample) -> Callable[[Subject], float]:
@@ -167,7 +168,7 @@ def _refused(beyond: Outside) -> Callable[[Subject], None]:
         words = str(reason) if reason is not None else f"{beyond.constraint.name} "
         try:
             made = plan([beyond.call], target=beyond.target, policy=subject.policy)
-        except NoKernel as error:
+        except PlanError as error:
             said = str(error)
         else:
             if kernel in made.choices[0].kernels:
