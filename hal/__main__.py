@@ -1,0 +1,5 @@
+"""`python -m hal`: the command line."""
+
+from hal.cli import main
+
+main()
