@@ -29,7 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     venv.create(folder / "venv", with_pip=False)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     here = [entry for entry in sys.path if entry.endswith("site-packages")]
-    (site / "here.pth").write_text(f"import site; [site.addsitedir(entry) for entry in {here!r}]\n")
+    (site / "here.pth").write_text("".join(f"import site; site.addsitedir({entry!r})\n" for entry in here))
     package = folder / "hal-acme"
     package.mkdir()
     for name in ("pyproject.toml", "hal_acme.py"):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hal.errors import CheckpointError, ConfigError
 from safetensors.torch import load_file, save_file
 
+from hal.errors import CheckpointError, ConfigError
 from hal.models.deepseek_v4 import Checkpoint, DeepseekV4, Quantization, inspect, save_checkpoint
 from hal.models.deepseek_v4.tensors import tensors
 from hal.models.deepseek_v4.writer import official_weights

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from hal.errors import ConfigError
 
+from hal.errors import ConfigError
 from hal.models.deepseek_v4 import DeepseekV4, Sampler, Session
 from hal.models.deepseek_v4.generate import generate
 

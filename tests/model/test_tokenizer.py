@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hal.errors import CheckpointError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
+from hal.errors import CheckpointError
 from hal.models.deepseek_v4 import Tokenizer
 
 
