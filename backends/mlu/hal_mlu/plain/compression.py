@@ -86,9 +86,13 @@ def prepared(
     values: Tensor, norm: Tensor | None, rope: Rope, positions: Tensor, *, hadamard: bool, eps: float
 ) -> Tensor:
     """Rows as a cache's layout is given them: normalised, rotated, transformed; each step rounds to their dtype."""
-    rows = values
-    if norm is not None:
-        wide = rows.float()
-        rows = (norm.float() * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(values.dtype)
-    rows = rotate(rows, *rope.cos_sin(positions))
+    rows = rotate(normalised(values, norm, eps), *rope.cos_sin(positions))
     return hadamard_transform(rows) if hadamard else rows
+
+
+def normalised(values: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+    """RMS norm in float32, rounded to the dtype of `values`; `values` themselves without a norm."""
+    if norm is None:
+        return values
+    wide = values.float()
+    return (norm.float() * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(values.dtype)
