@@ -1,6 +1,7 @@
 # make demo    a virtual environment, the core and the CPU backend; generates text with the small checkpoint
 # make test    the same environment and the test tools; lint, types and every test
-# Both are incremental: nothing is installed twice until a pyproject.toml or constraints.txt changes.
+# make verify  every conformance case of what runs here, and the suite itself against planted bugs
+# All are incremental: nothing is installed twice until a pyproject.toml or constraints.txt changes.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,13 +11,19 @@ WORKERS ?= 2
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test verify lint clean
 
 demo: $(VENV)/.model
 	$(bin)/hal generate examples/tiny-v4 --prompt "$(PROMPT)" --max-new-tokens 200
 
 test: lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n $(WORKERS)
+
+verify: $(VENV)/.test
+	$(bin)/hal verify reference
+	$(bin)/hal verify cpu
+	$(bin)/hal verify cuda@emulated
+	$(bin)/hal verify --self --readme README.md
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .
