@@ -12,7 +12,7 @@ import pluggy
 
 from hal import hookspecs
 from hal.environment import nearest
-from hal.errors import ApiMismatch, Broken, Conflict, NotInstalled
+from hal.errors import ApiMismatch, Broken, Conflict, HalError, NotInstalled
 from hal.hookspecs import hookimpl
 from hal.kernel import Kernel
 from hal.target import Backend, Target
@@ -74,6 +74,8 @@ def _answer(hook: Any, where: str, **arguments: Any) -> Any:
     """What a hook gives; an empty list where a module does not have it."""
     try:
         found = hook(**arguments)
+    except HalError:
+        raise
     except Exception as error:
         raise Broken(f"{hook.name} raised {type(error).__name__}: {error}", where=where) from error
     return found[0] if found else []
@@ -108,7 +110,7 @@ def load(name: str) -> Loaded:
     """
     entries = installed()
     if name not in entries:
-        fix = nearest(name, entries) if entries else f"pip install hal-{name}"
+        fix = nearest(name, entries) if entries else f"run `pip install hal-{name}`"
         raise NotInstalled(f"no installed package provides the backend {name!r}", where="HAL_BACKEND", fix=fix)
     hooks, where = _hooks(entries[name])
     declared = _answer(hooks.hal_backend, where)

@@ -17,7 +17,7 @@ from hal.formats import hifloat8
 
 __all__ = ["ELEMENTS", "Element", "ceil_ue8m0", "pack_nibbles", "unpack_nibbles"]
 
-_EXPONENT, _MANTISSA = 0x7F800000, 0x007FFFFF  # fields of float32
+_EXPONENT, _MANTISSA, _SIGN = 0x7F800000, 0x007FFFFF, -0x80000000  # fields of float32
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _E2M1_CODES = (0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7)  # of a magnitude, by twice the magnitude
 _INT4 = (*range(8), *range(-8, 0))
@@ -76,12 +76,14 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 def _round_float(v: Tensor, mantissa: int, least: int) -> Tensor:
     """Round to `mantissa` stored bits; below 2^`least`, to the spacing of that binade.
 
-    The sum with 1.5 * 2^k leaves float32 room for just the wanted bits, and rounds to them, ties to even.
+    The sum with 1.5 * 2^k leaves float32 room for just the wanted bits, and rounds to them, ties to even. The sign is
+    copied as a bit: torch_npu has no copysign.
     """
     bits = v.view(torch.int32) & _EXPONENT
     bits.clamp_(min=(least + 127) << 23).add_(((23 - mantissa) << 23) | 0x400000)
     magic = bits.view(torch.float32)
-    return (v + magic).sub_(magic).copysign_(v)
+    rounded = (v + magic).sub_(magic).view(torch.int32) & ~_SIGN
+    return rounded.bitwise_or_(v.view(torch.int32) & _SIGN).view(torch.float32)
 
 
 def _encode_e2m1(v: Tensor) -> Tensor:

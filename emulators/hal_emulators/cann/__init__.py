@@ -5,8 +5,8 @@ checks, output allocation and argument packing; only what CANN's binary kernels 
 the calls; it proves nothing about those kernels or their speed.
 
 Environment:
-    HAL_EMULATED_DEVICES: how many devices (2).
-    HAL_EMULATED_CANN_WITHOUT: aclnn operators, separated by commas, that this CANN does not have, as an older one.
+    EMULATED_DEVICES: how many devices (2).
+    EMULATED_CANN_WITHOUT: aclnn operators, separated by commas, that this CANN does not have, as an older one.
     TASK_QUEUE_ENABLE: torch_npu's queue; 0 unless set.
 """
 
@@ -81,10 +81,10 @@ def _bring_up(chip: Chip) -> None:
 
     os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    without = frozenset(filter(None, os.environ.get("HAL_EMULATED_CANN_WITHOUT", "").split(",")))
+    without = frozenset(filter(None, os.environ.get("EMULATED_CANN_WITHOUT", "").split(",")))
     loaded = {name: C.CDLL(str(path), C.RTLD_GLOBAL) for name, path in build.libraries(without).items()}
     runtime = loaded["libascendcl.so"]
-    devices = int(os.environ.get("HAL_EMULATED_DEVICES", "2"))
+    devices = int(os.environ.get("EMULATED_DEVICES", "2"))
     runtime.hal_cann_configure(
         C.byref(_Chip(chip.soc.encode(), chip.cann.encode(), devices, chip.cube_cores, chip.vector_cores, chip.bytes))
     )

@@ -126,7 +126,8 @@ def _returned(x: Tensor, shared: list[tuple[Tensor, Tensor]], device: torch.devi
                 original.resize_(x.shape)
                 aliased(original).copy_(x)
             return original
+    if not x.numel():
+        return torch.empty(x.shape, dtype=x.dtype, device=device)
     out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
-    if x.numel():
-        aliased(out).copy_(x)
+    aliased(out).copy_(x)
     return out
