@@ -9,6 +9,7 @@ __all__ = ["CONTRACTS"]
 GARBAGE = "hal.conformance.laws.memory:INERT_GARBAGE"
 PAGES = "hal.conformance.laws.memory:PERMUTED_PAGES"
 STRIDES = "hal.conformance.laws.memory:SPREAD_OUT"
+ROUND_TRIP = "hal.conformance.laws.memory:ROUND_TRIP"
 CHUNKS = "hal.conformance.laws.pieces:CHUNKS"
 DENSE = "hal.conformance.laws.listed:DENSE"
 
@@ -90,7 +91,7 @@ STORE = Contract(
     numerics="codes",
     dynamic={"rows": TOKENS},
     samples="hal.conformance.samples.compression:store",
-    laws=(STRIDES,),
+    laws=(STRIDES, ROUND_TRIP),
 )
 
 SELECT = Contract(

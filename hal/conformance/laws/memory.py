@@ -14,7 +14,7 @@ from hal.conformance.samples import Sample
 from hal.conformance.trial import Subject, Wrong, expectation, judge
 from hal.kernel import Kernel
 
-__all__ = ["INERT_GARBAGE", "PERMUTED_PAGES", "SPREAD_OUT"]
+__all__ = ["INERT_GARBAGE", "PERMUTED_PAGES", "ROUND_TRIP", "SPREAD_OUT"]
 
 
 def _has_cache(kernel: Kernel, sample: Sample) -> bool:
@@ -51,10 +51,19 @@ def _spread(subject: Subject, sample: Sample) -> None:
     judge(wanted, subject.run(sample.call, arguments), "law")
 
 
+def _round_trip(subject: Subject, sample: Sample) -> None:
+    values, *_, slots, cache = sample.arguments(subject.target.device_type)
+    kept, wide = slots[slots >= 0], values[slots >= 0].float()
+    cache.write(wide, kept)
+    if not same_bits(cache.read(kept).cpu(), cache.layout.quantize_rows(wide.cpu(), torch.float32)):
+        raise Wrong("law", f"rows of {cache.layout.name} do not read back as their quantiser rounds them")
+
+
 PERMUTED_PAGES = Law(
     "permuted pages", "Results do not depend on which pages rows lie in, bit for bit.", _permuted, _has_cache
 )
 INERT_GARBAGE = Law("inert garbage", "Large numbers instead of NaN in memory that nobody wrote change nothing.", _inert)
+ROUND_TRIP = Law("round trip", "Rows read back as their layout's quantiser rounds them, bit for bit.", _round_trip)
 SPREAD_OUT = Law(
     "strides", "Rows with gaps between them, and pages that lie apart, are read and written where they are.", _spread
 )
