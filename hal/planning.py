@@ -149,7 +149,7 @@ def references() -> list[Kernel]:
 def _blocked(target: Target, blockers: list[Blocker]) -> PlanError:
     """The one error for all blockers."""
     texts = tuple(blocker.text for blocker in blockers)
-    what = f"{target.name} cannot serve {len(texts)} calls: {'; '.join(texts)}"
+    what = f"{target.name} cannot serve {len(texts)} call{'s' if len(texts) > 1 else ''}: {'; '.join(texts)}"
     words = sorted({blocker.word for blocker in blockers})
     if "" not in words:
         return Forbidden(what, where="plan", fix=f"set HAL_ALLOW={','.join(words)} to permit it", blockers=texts)

@@ -35,11 +35,9 @@ def target_of(policy: Policy) -> Target:
     targets = loaded.targets()
     fitting = [target for target in targets if not chip or target.name.partition(":")[2] == chip]
     if not fitting:
-        have = ", ".join(target.name for target in targets) or "nothing"
+        have = ", ".join([*(target.name for target in targets), REFERENCE])
         raise NoDevice(
-            f"no {name} is in this machine",
-            where=policy.origins.get("backend", ""),
-            fix=f"use one of: {have}, reference",
+            f"no {name} is in this machine", where=policy.origins.get("backend", ""), fix=f"use one of: {have}"
         )
     return fitting[0]
 
@@ -54,7 +52,7 @@ def _emulated(backend: str, chip: str, word: str) -> Target:
         raise NotInstalled(
             f"no installed package emulates {backend!r}",
             where=f"HAL_BACKEND={backend}@emulated",
-            fix="pip install hal-emulators",
+            fix="run `pip install hal-emulators`",
         )
     try:
         start: Callable[[str], Target] = starts[backend].load()
@@ -86,8 +84,8 @@ def _auto() -> Target:
         if not targets:
             why.append(f"{name}: no device")
     if len(accelerators) > 1:
-        lines = " or ".join(f"export HAL_BACKEND={target.name}" for target in accelerators)
-        raise Ambiguous("several accelerators are here", where="HAL_BACKEND=auto", fix=lines)
+        lines = " or ".join(f"`export HAL_BACKEND={target.name}`" for target in accelerators)
+        raise Ambiguous("several accelerators are here", where="HAL_BACKEND=auto", fix=f"run {lines}")
     if accelerators:
         return accelerators[0]
     if "auto" not in _SAID:

@@ -51,7 +51,7 @@ def pair(backend: str | None = None, seed: int = 0) -> tuple[DeepseekV4, Any]:
         raise BackendError(
             f"transformers' DeepseekV4ForCausalLM cannot be imported: {error}",
             where="hal bench",
-            fix="pip install transformers==5.23.0",
+            fix="run `pip install transformers==5.23.0`",
         ) from error
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
