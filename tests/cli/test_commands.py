@@ -205,6 +205,7 @@ def test_plan_reproduces_the_headline() -> None:
         assert found["flops"]["weighting"]["fp4"] == 0.5
 
 
+@pytest.mark.usefixtures("_registered")
 def test_plan_where_the_backend_is_not_installed() -> None:
     found = data("plan", "deepseek-v4-flash", "--on", "ascend:a3")
     assert not found["feasible"]

@@ -128,7 +128,8 @@ def text_of(title: str, folder: Path) -> str:
         install(folder, "other", other, variables["OTHER"])
     hidden = "import importlib.metadata as m; every = m.entry_points; m.entry_points = lambda **k: [e for e in "
     hidden += "every(**k) if e.name in ('cpu', 'acme', 'ajax')]\n"
-    code = f"{hidden}import hal\ntry:\n    {statement}\nexcept hal.HalError as error:\n    print(type(error).__name__, error)"
+    code = f"{hidden}import hal\ntry:\n    {statement}\n"
+    code += "except hal.HalError as error:\n    print(type(error).__name__, error)"
     env = {name: value for name, value in os.environ.items() if not name.startswith("HAL_")}
     env |= {**variables, "PYTHONPATH": str(folder), "COLUMNS": "120"}
     done = subprocess.run(
