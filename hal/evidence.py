@@ -9,7 +9,7 @@ its package, and runs on this machine are kept in the cache directory.
 | schema-checked | calls matched the vendor's published schemas; nothing was computed |
 | emulated | every case passed on a stand-in for the chip |
 | verified | every case passed on the chip itself |
-| failed | a case failed, whatever else passed |
+| failed | a case failed, expectedly or not, whatever else passed |
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Record:
     @property
     def tier(self) -> str:
         """What this record alone is worth."""
-        if self.counts.get("failed", 0) or self.counts.get("crashed", 0):
+        if any(self.counts.get(end, 0) for end in ("failed", "crashed", "expected")):
             return "failed"
         if not self.complete or self.counts.get("skipped", 0) or not self.counts.get("passed", 0):
             return "declared"

@@ -34,7 +34,8 @@ class Found:
 def serve(connection: Connection, asked: Asked) -> None:
     """Answer `("list", quick)` with `Found` and `("run", name)` with a `Result`, until the other end is closed.
 
-    An error of hal is answered by itself.
+    An error of hal is answered by itself. Beside each answer stands whether it is the last one: an accelerator that a
+    case has upset may answer nothing right after it.
     """
     os.environ.clear()
     os.environ.update(asked.environment)
@@ -50,9 +51,13 @@ def serve(connection: Connection, asked: Asked) -> None:
         except EOFError:
             return
         try:
-            connection.send(inside.list(argument) if word == "list" else inside.run(argument))
+            answer = inside.list(argument) if word == "list" else inside.run(argument)
         except HalError as error:
-            connection.send(error)
+            answer = error
+        last = word == "run" and inside.upset(argument, answer)
+        connection.send((answer, last))
+        if last:
+            return
 
 
 class _Inside:
@@ -66,6 +71,12 @@ class _Inside:
 
         self._subjects = self._subjects or subjects(self.asked.backend, self.asked.kernel)
         return self._subjects
+
+    def upset(self, name: str, answer: Any) -> bool:
+        """Whether the device may be in no state for another case."""
+        if self.subjects()[0].target.device_type == "cpu":
+            return False
+        return getattr(answer, "status", "") != "passed" or "/hidden/" in name
 
     def list(self, quick: bool) -> Found:
         from hal import ops

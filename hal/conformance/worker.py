@@ -88,9 +88,12 @@ class Worker:
                 self._process.kill()
                 self.close()
                 return f"hung: no answer within {self.limit:g} seconds"
-            return self._connection.recv()
+            answer, last = self._connection.recv()
         except (EOFError, ConnectionError):
             return self._ended()
+        if last:
+            self.close()
+        return answer
 
     def _start(self) -> None:
         methods = multiprocessing.get_all_start_methods()

@@ -29,7 +29,8 @@ def test_what_a_record_is_worth() -> None:
     assert tier(KERNEL, CHIP, [replace(GREEN, complete=False)]) == "declared"
     assert tier(KERNEL, CHIP, [replace(GREEN, counts={"passed": 5, "skipped": 1})]) == "declared"
     assert tier(KERNEL, CHIP, [replace(GREEN, counts={"passed": 0})]) == "declared"
-    assert tier(KERNEL, CHIP, [replace(GREEN, counts={"passed": 5, "crashed": 1})]) == "failed"
+    for end in ("failed", "crashed", "expected"):
+        assert tier(KERNEL, CHIP, [replace(GREEN, counts={"passed": 5, end: 1})]) == "failed"
 
 
 def test_an_emulated_pass_never_says_verified() -> None:
