@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from hal_plain.steps import compressed_rows, window_rows
 from torch import Tensor
 
 from hal.derived import derived
 from hal_mlu import tmo
-from hal_mlu.steps import compressed_rows, window_rows
 
 if TYPE_CHECKING:
     from hal.batch import Batch

@@ -7,20 +7,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from hal_plain.compression import normalised
 from torch import Tensor
 
 from hal.derived import derived
 from hal.formats import hadamard_transform
 from hal.rope import Rope
 from hal_mlu import tmo
-from hal_mlu.plain.compression import normalised
 
 if TYPE_CHECKING:
     from hal.batch import Batch
     from hal.cache import KVCache, StateCache
-
-SHAPES = ((True, 4, 128), (True, 4, 512), (False, 128, 512))
-"""(overlap, ratio, head_dim) that `fused_compress_multi_kv` takes."""
 
 
 def compress_pool(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from hal_plain.experts import exchanged, returned
 from torch import Tensor
 
 from hal.dispatched import Dispatched
 from hal.formats import quantize, simulate
 from hal_mlu import tmo
 from hal_mlu.matmul import LEAST_SCALE
-from hal_mlu.plain.experts import exchanged, returned
 
 if TYPE_CHECKING:
     from hal.distributed import Group

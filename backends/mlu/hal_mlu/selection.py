@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from hal_plain.selection import queries
+from hal_plain.steps import most_visible, request_slots
 from torch import Tensor
 from torch.nn import functional as F
 
 from hal.rope import Rope
 from hal_mlu import tmo
-from hal_mlu.plain.selection import queries
-from hal_mlu.steps import most_visible, request_slots
 
 if TYPE_CHECKING:
     from hal.batch import Batch

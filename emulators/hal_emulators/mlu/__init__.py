@@ -4,8 +4,8 @@
 devices, limits. It proves nothing about the vendor's kernels.
 
 Environment:
-    HAL_EMULATED_DEVICES: how many devices (2).
-    HAL_EMULATED_TORCH_MLU_OPS: generation of torch_mlu_ops, "1.12.1" (default), "1.8.0", "1.5.0", or "none".
+    EMULATED_DEVICES: how many devices (2).
+    EMULATED_TORCH_MLU_OPS: generation of torch_mlu_ops, "1.12.1" (default), "1.8.0", "1.5.0", or "none".
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def start(chip: str) -> Target:
 
     torch_mlu.install(start_device("mlu", CHIPS[chip]), CHIPS[chip])
     sys.modules["torch_mlu"] = torch_mlu
-    module = generation(os.environ.get("HAL_EMULATED_TORCH_MLU_OPS") or "1.12.1")
+    module = generation(os.environ.get("EMULATED_TORCH_MLU_OPS") or "1.12.1")
     sys.modules["torch_mlu_ops"] = module  # type: ignore[assignment]  # None makes the import fail, as it should
     known = next(target for target in described() if target.name == f"mlu:{chip}")
     return replace(known, present=True, emulated=True)

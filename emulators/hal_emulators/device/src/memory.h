@@ -18,7 +18,7 @@ constexpr unsigned char kPoison = 0xFF; // NaN as a float, -1 as an integer
 
 inline int count() {
   static const int n = [] {
-    const char* words = std::getenv("HAL_EMULATED_DEVICES");
+    const char* words = std::getenv("EMULATED_DEVICES");
     return std::clamp(words ? std::atoi(words) : 2, 0, kMost);
   }();
   return n;

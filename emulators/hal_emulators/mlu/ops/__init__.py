@@ -73,7 +73,7 @@ def generation(version: str) -> ModuleType | None:
     if version not in VERSIONS:
         known = ", ".join((*VERSIONS, "none"))
         raise UnknownName(
-            f"torch_mlu_ops {version} is not emulated", where="HAL_EMULATED_TORCH_MLU_OPS", fix=f"use one of {known}"
+            f"torch_mlu_ops {version} is not emulated", where="EMULATED_TORCH_MLU_OPS", fix=f"use one of {known}"
         )
     module = ModuleType("torch_mlu_ops")
     module.__dict__.update(VERSIONS[version], __version__=version)
