@@ -45,9 +45,7 @@ Adapter = tuple[tuple[str, ...], Kernel]
 """Operators of torch_mlu_ops, and the kernel that calls them."""
 
 
-def _adapter(
-    id: str, contract: str, code: str, operators: str, *constraints: Constraint, sync: bool = False
-) -> Adapter:
+def _adapter(id: str, contract: str, code: str, operators: str, *rules: Constraint, sync: bool = False) -> Adapter:
     names = tuple(operators.split())
     notes = f"torch_mlu_ops: {', '.join(names)}."
     return names, Kernel(f"mlu.{id}", contract, f"hal_mlu.{code}", rules, host_sync=sync, notes=notes)
