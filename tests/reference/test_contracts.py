@@ -70,7 +70,7 @@ def test_choices_are_those_of_the_formats() -> None:
 
 def test_unknown_names_get_a_hint() -> None:
     assert get("attn.attend") is CONTRACTS["attn.attend"]
-    with pytest.raises(UnknownName, match=r"nearest is 'attn\.attend'"):
+    with pytest.raises(UnknownName, match=r"Did you mean 'attn\.attend'"):
         get("attn.atend")
 
 

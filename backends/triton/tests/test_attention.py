@@ -4,14 +4,13 @@ import pytest
 import torch
 from hal_emulators import triton as emulator
 from hal_triton import attention, compression, selection
+from triton_lab import batch, cache, close, fill, twin
 
 from hal.cache import StateCache
 from hal.reference import attention as reference_attention
 from hal.reference import compression as reference_compression
 from hal.reference import selection as reference_selection
 from hal.rope import Rope
-
-from .helpers import batch, cache, close, fill, twin
 
 PLAIN, YARN = Rope(64, 10000.0), Rope(64, 160000.0, 16.0, 65536)
 

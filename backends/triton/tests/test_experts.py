@@ -6,11 +6,10 @@ import pytest
 import torch
 from hal_emulators import triton as emulator
 from hal_triton import experts
+from triton_lab import close
 
 from hal import formats
 from hal.reference import experts as reference
-
-from .helpers import close
 
 
 def randn(seed, *shape):

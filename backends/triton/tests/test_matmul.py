@@ -5,11 +5,10 @@ import torch
 from hal_emulators import triton as emulator
 from hal_triton import matmul
 from hal_triton.kernels import bits
+from triton_lab import close
 
 from hal import formats
 from hal.reference.matmul import matmul as reference
-
-from .helpers import close
 
 triton = pytest.importorskip("triton")
 tl = triton.language
