@@ -44,8 +44,8 @@ def chips_here() -> list[Target]:
         raise NoDevice(
             f"torch_npu is installed but does not import: {_reason(error)}",
             where=f"ASCEND_HOME_PATH={home}" if home else "ASCEND_HOME_PATH is not set",
-            fix="source set_env.sh of the CANN that belongs to this torch_npu; without it a bare `import torch` fails too, "
-            "unless TORCH_DEVICE_BACKEND_AUTOLOAD=0",
+            fix="source set_env.sh of the CANN that belongs to this torch_npu; without it a bare `import torch` fails "
+            "too, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0",
         ) from error
     import torch
 

@@ -13,7 +13,9 @@ Environment:
 from __future__ import annotations
 
 import ctypes as C
+import io
 import os
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 
 from hal.errors import NoDevice
@@ -81,6 +83,7 @@ def _bring_up(chip: Chip) -> None:
 
     os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     without = frozenset(filter(None, os.environ.get("EMULATED_CANN_WITHOUT", "").split(",")))
     loaded = {name: C.CDLL(str(path), C.RTLD_GLOBAL) for name, path in build.libraries(without).items()}
     runtime = loaded["libascendcl.so"]
@@ -88,7 +91,8 @@ def _bring_up(chip: Chip) -> None:
     runtime.hal_cann_configure(
         C.byref(_Chip(chip.soc.encode(), chip.cann.encode(), devices, chip.cube_cores, chip.vector_cores, chip.bytes))
     )
-    import torch_npu  # noqa: F401
+    with redirect_stdout(io.StringIO()):  # it says that CANN is not where its set_env.sh would say
+        import torch_npu  # noqa: F401
 
     from hal_emulators.cann import aten, calls, kernels  # noqa: F401
 

@@ -1,0 +1,86 @@
+"""`moe.experts` with two grouped products of torch_npu: int8 on A2 and A3, e4m3 by e4m3 or FP4 on the 950."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch_npu
+from hal_plain import experts as plain
+from hal_plain.experts import activated
+from torch import Tensor
+
+from hal import formats
+from hal.derived import derived
+from hal_ascend.matmul import row_scales, weight_scales
+
+if TYPE_CHECKING:
+    from hal.dispatched import Dispatched
+    from hal.formats import PackedWeight
+
+BY_ROWS, ONE_TENSOR, COUNTS = 0, 2, 1  # group_type, split_item, group_list_type of npu_grouped_matmul
+
+
+def experts_int8(
+    dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str
+) -> Tensor:
+    """`moe.experts` of `w8a8_int8` with rows in "int8_token"."""
+
+    def product(codes: Tensor, scales: Tensor, weight: PackedWeight) -> Tensor:
+        assert weight.scales is not None
+        channel = derived(weight, ("ascend", "channel scales"), lambda: weight.scales.flatten(1))  # type: ignore[union-attr]
+        return _grouped(codes, weight.codes, dispatched, scale=[channel], per_token_scale=[scales])
+
+    if _packed(dispatched):
+        gate_up = product(dispatched.rows, dispatched.scales.flatten(), w13)  # type: ignore[union-attr]
+        inner = activated(gate_up, dispatched.weights, clamp, dispatched.dtype)
+        return product(*torch_npu.npu_dynamic_quant(inner), w2)
+    return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
+
+
+def experts_mx(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
+    """`moe.experts` of `mxfp8`, `fp8_block128` and `mxfp4` with rows in e4m3 blocks."""
+    if not _packed(dispatched):
+        return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
+    assert dispatched.scales is not None
+    gate_up = _mx(dispatched.rows, dispatched.scales, w13, dispatched)
+    inner = formats.quantize(activated(gate_up, dispatched.weights, clamp, dispatched.dtype), activation)
+    return _mx(inner.codes, inner.scales, w2, dispatched)
+
+
+def _mx(codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatched) -> Tensor:
+    made = derived(weight, ("ascend", "mx scales"), lambda: weight_scales(weight).view(torch.float8_e8m0fnu))
+    factors = made.transpose(1, 2)
+    tokens = row_scales(scales, codes.shape[1]).view(torch.float8_e8m0fnu)
+    if weight.scheme == "mxfp4":
+        words = {
+            "antiquant_scale": [factors],
+            "x_dtype": torch.float8_e4m3fn,
+            "weight_dtype": torch_npu.float4_e2m1fn_x2,
+        }
+    else:
+        words = {
+            "scale": [factors],
+            "scale_dtype": torch_npu.float8_e8m0fnu,
+            "per_token_scale_dtype": torch_npu.float8_e8m0fnu,
+        }
+    return _grouped(codes, weight.codes, dispatched, per_token_scale=[tokens], **words)
+
+
+def _grouped(codes: Tensor, weight: Tensor, dispatched: Dispatched, **words: object) -> Tensor:
+    """Rows of every expert times its weight [experts, outputs, features], in the model's dtype."""
+    return torch_npu.npu_grouped_matmul(
+        [codes],
+        [weight.transpose(1, 2)],
+        group_list=dispatched.counts,
+        split_item=ONE_TENSOR,
+        group_type=BY_ROWS,
+        group_list_type=COUNTS,
+        output_dtype=dispatched.dtype,
+        **words,
+    )[0]
+
+
+def _packed(dispatched: Dispatched) -> bool:
+    """There are rows, and none between those of two experts, as the grouped product wants."""
+    return dispatched.starts is None and len(dispatched.rows) > 0

@@ -1,0 +1,67 @@
+"""Quantised products with torch_npu: int8 on A2 and A3, e4m3 with ue8m0 scales of 32 elements on the 950."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch_npu
+from torch import Tensor
+
+from hal import formats
+from hal.derived import derived
+
+if TYPE_CHECKING:
+    from hal.formats import PackedWeight
+
+MX = 32  # elements that share a scale in the matrix unit
+LEAST = 1e-10  # int8 scale of a row of zeros
+
+
+def quantize(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
+    """`quant.quantize` by "int8_token": x[tokens, features] -> int8 codes, float32 scales[tokens, 1]."""
+    if not x.numel():
+        return x.to(torch.int8), x.new_full((len(x), 1), LEAST, dtype=torch.float32)
+    codes, scales = torch_npu.npu_dynamic_quant(x)
+    return codes, scales.clamp_min(LEAST).unsqueeze(1)
+
+
+def matmul_int8(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
+    """`quant.matmul` of `w8a8_int8`: x[tokens, features] -> y[tokens, outputs]; one scale per token and channel."""
+    assert weight.scales is not None
+    if not x.numel():
+        return x.new_zeros(len(x), weight.shape[0])
+    codes, scales = torch_npu.npu_dynamic_quant(x)
+    channel = derived(weight, ("ascend", "channel scales"), weight.scales.flatten)
+    return torch_npu.npu_quant_matmul(codes, weight.codes.t(), channel, pertoken_scale=scales, output_dtype=x.dtype)
+
+
+def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
+    """`quant.matmul` of `mxfp8` and `fp8_block128`: blocks of 128 are four of 32 with one scale, so nothing is lost."""
+    if not x.numel():
+        return x.new_zeros(len(x), weight.shape[0])
+    quantized = formats.quantize(x, activation)
+    return torch_npu.npu_quant_matmul(
+        quantized.codes,
+        weight.codes.t(),
+        derived(weight, ("ascend", "mx scales"), lambda: weight_scales(weight)).transpose(0, 1),
+        pertoken_scale=row_scales(quantized.scales, x.shape[1]),
+        output_dtype=x.dtype,
+        scale_dtype=torch_npu.float8_e8m0fnu,
+        pertoken_scale_dtype=torch_npu.float8_e8m0fnu,
+        group_sizes=[1, 1, MX],
+    )
+
+
+def row_scales(scales: Tensor, features: int) -> Tensor:
+    """uint8 [rows, features / 64, 2] as the matrix unit reads them: ue8m0 scales [rows, blocks] of any block length."""
+    bytes_ = scales.view(torch.uint8)
+    return bytes_.repeat_interleave(features // MX // scales.shape[-1], -1).unflatten(-1, (-1, 2))
+
+
+def weight_scales(weight: PackedWeight) -> Tensor:
+    """uint8 [(experts,) outputs, features / 64, 2]: a weight's scales, one row of them per output."""
+    assert weight.scales is not None
+    outputs, features = weight.shape[-2:]
+    scales = weight.scales.view(torch.uint8).repeat_interleave(-(-outputs // weight.scales.shape[-2]), -2)
+    return row_scales(scales.narrow(-2, 0, outputs).contiguous(), features)

@@ -1,0 +1,51 @@
+"""Whether an operator can be called here: torch_npu has it, and the CANN below has a kernel of it."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.util import find_spec
+
+from hal.constraints import Constraint, check
+from hal.target import Target
+
+__all__ = ["offers"]
+
+CANN = {
+    "npu_dynamic_quant": ("aclnnDynamicQuantV2",),
+    "npu_grouped_matmul": ("aclnnGroupedMatmulV4", "aclnnGroupedMatmulV5"),
+    "npu_moe_finalize_routing": ("aclnnMoeFinalizeRoutingV2", "aclnnMoeFinalizeRoutingV4"),
+    "npu_moe_gating_top_k": ("aclnnMoeGatingTopK",),
+    "npu_moe_init_routing_v2": ("aclnnMoeInitRoutingV3",),
+    "npu_quant_matmul": ("aclnnQuantMatmulV4", "aclnnQuantMatmulV5"),
+}
+"""torch_npu's operator -> the kernels of CANN's operator library that serve it; any one of them will do."""
+
+VLLM = "vllm_ascend"
+"""The package that brings the operators of `torch.ops._C_ascend`."""
+
+
+def offers(target: Target, *operators: str) -> Constraint:
+    """The operators are here; taken for granted on a chip that is only described."""
+    missing = [each for each in operators if target.present and not _here(each)]
+    words = f"{', '.join(operators)} in torch_npu and CANN" if operators[0] in CANN else f"{VLLM}'s {operators[0]}"
+    return check(lambda facts: not missing, says=words)
+
+
+@cache
+def _here(operator: str) -> bool:
+    if find_spec("torch_npu") is None:
+        return False
+    import torch
+
+    if operator not in CANN:
+        if find_spec(VLLM) is not None:
+            __import__(f"{VLLM}.{VLLM}_C")
+        return hasattr(torch.ops._C_ascend, operator)
+    import torch_npu  # noqa: F401
+
+    try:
+        library = ctypes.CDLL("libopapi.so")
+    except OSError:
+        return False
+    return hasattr(torch.ops.npu, operator) and any(hasattr(library, name) for name in CANN[operator])

@@ -1,0 +1,110 @@
+"""Quantised and grouped products (aclnnQuantMatmulV5, aclnnGroupedMatmulV4 and V5), accumulated in float32 or int32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hal_emulators.cann.abi import Argument
+from hal_emulators.cann.calls import kernel
+
+E8M0 = 37
+
+
+def _scaled(x: Tensor, scale: Argument | None, axis: int) -> Tensor:
+    """`x` times ue8m0 scales of 32 along `axis`, given two by two: [.., n / 64, 2] with `axis` as the one before."""
+    if scale is None:
+        return x
+    pairs = scale.values()  # [m, k/64, 2] of rows, [k/64, n, 2] of columns, with experts in front
+    factors = pairs.flatten(-2) if axis == -1 else pairs.movedim(-1, -2).flatten(-3, -2)
+    return x * factors.repeat_interleave(32, axis).narrow(axis, 0, x.shape[axis])
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [m, k] times weight [k, n]: exact for integers, float64 rounded once to float32 else."""
+    return (x.double() @ weight.double()).to(torch.float32)
+
+
+@kernel("TTTTTTTTTbbiT", "aclnnQuantMatmulV5")
+def quant_matmul(
+    x: Argument,
+    weight: Argument,
+    x_scale: Argument | None,
+    scale: Argument,
+    y_scale: Argument | None,
+    x_offset: Argument | None,
+    offset: Argument | None,
+    y_offset: Argument | None,
+    bias: Argument | None,
+    x_turned: bool,
+    turned: bool,
+    groups: int,
+    out: Argument,
+) -> None:
+    """x [m, k], weight [k, n]; float scales per token and channel, or ue8m0 for 32 elements along k."""
+    rows, columns = x.values().float(), weight.values().float()
+    if scale.type == E8M0:
+        if x_scale is None or x_scale.type != E8M0 or groups & 0xFFFF != 32:
+            raise ValueError("mx products take ue8m0 scales on both sides and groups of 32")
+        result = product(_scaled(rows, x_scale, -1), _scaled(columns, scale, -2))
+    else:
+        result = product(rows, columns) * scale.values().float()
+        result = result if x_scale is None else result * x_scale.values().float().unsqueeze(-1)
+    result = result if bias is None else result + bias.values().float()
+    out.write(result)
+
+
+def _grouped(
+    x: list[Argument],
+    weight: list[Argument],
+    scale: list[Argument] | None,
+    antiquant: list[Argument] | None,
+    per_token: list[Argument] | None,
+    groups: Argument | None,
+    split: int,
+    kind: int,
+    counted: int,
+    out: list[Argument],
+) -> None:
+    if len(x) != 1 or len(weight) != 1 or len(out) != 1 or split not in (2, 3) or kind != 0 or groups is None:
+        raise NotImplementedError("only groups of rows of one tensor are emulated")
+    ends = groups.values().cumsum(0) if counted else groups.values()
+    rows, experts = x[0].values().float(), weight[0].values().float()
+    factor = (scale or antiquant or [None])[0]
+    begin = 0
+    if int(ends[-1]) > len(rows):
+        raise ValueError(f"the groups have {int(ends[-1])} rows, x has {len(rows)}")
+    result = out[0].memory
+    for expert, end in enumerate(ends.tolist()):
+        at, here = slice(begin, end), experts[expert]
+        left = rows[at]
+        if factor is not None and factor.type in (E8M0, 4):
+            pairs = torch.exp2(factor.memory.view(torch.uint8)[expert].float() - 127)
+            factors = pairs.movedim(-1, -2).flatten(-3, -2).repeat_interleave(32, 0)[: here.shape[0]]
+            token = per_token[0].values()[at].flatten(-2).repeat_interleave(32, -1)[:, : rows.shape[1]]  # type: ignore[index]
+            found = product(left * token, here * factors)
+        else:
+            found = product(left, here)
+            found = found if factor is None else found * factor.values()[expert].float()
+            found = found if per_token is None else found * per_token[0].values()[at].float().unsqueeze(-1)
+        result[at] = found.to(result.dtype)
+        begin = end
+
+
+@kernel("LLLLLLLLTLLLiiiiALLL", "aclnnGroupedMatmulV5")
+def grouped_matmul_v5(*given: object) -> None:
+    _from(given, out=17)
+
+
+@kernel("LLLLLLLLTLLLiiiiLLL", "aclnnGroupedMatmulV4")
+def grouped_matmul_v4(*given: object) -> None:
+    _from(given, out=16)
+
+
+def _from(given: tuple[object, ...], out: int) -> None:
+    """x, weight, bias, scale, offset, antiquant scale and offset, per token scale, groups, three of activations."""
+    x, weight, bias, scale, offset, antiquant, antiquant_offset, per_token, groups = given[:9]
+    split, kind, counted, activation = given[12:16]
+    if bias or offset or antiquant_offset or activation or any(given[9:12]):
+        raise NotImplementedError("bias, offsets and activations are not emulated")
+    _grouped(x, weight, scale, antiquant, per_token, groups, split, kind, counted, given[out])  # type: ignore[arg-type]
