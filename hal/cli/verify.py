@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -63,15 +64,21 @@ def _run(run: Run, quiet: bool) -> list[Result]:
     page, results = console(), []
     with _progress(quiet) as bar:
         task = bar.add_task(run.found.target, total=run.planned)
-        for result in run.results():
-            results.append(result)
-            bar.update(task, advance=1, description=result.kernel)
-            if quiet or (result.good and result.status != EXPECTED):
-                continue
-            style = "yellow" if result.good else "red"
-            page.print(Text.assemble((f"{result.status} ", style), result.name, f"\n  {result.text}"), soft_wrap=True)
-            page.print(Text(f"  {run.replay(result.name)}", style="dim"), soft_wrap=True)
+        try:
+            for result in run.results():
+                results.append(result)
+                bar.update(task, advance=1, description=result.kernel)
+                if not quiet and (not result.good or result.status == EXPECTED):
+                    _bad(run, result, page)
+        except KeyboardInterrupt:  # what has no end yet is skipped, and the account says so
+            pass
     return results
+
+
+def _bad(run: Run, result: Result, page: Console) -> None:
+    style = "yellow" if result.good else "red"
+    page.print(Text.assemble((f"{result.status} ", style), result.name, f"\n  {result.text}"), soft_wrap=True)
+    page.print(Text(f"  {run.replay(result.name)}", style="dim"), soft_wrap=True)
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:

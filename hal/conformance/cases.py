@@ -21,7 +21,7 @@ from typing import Any
 
 from hal import plugins
 from hal.conformance.arguments import same_bits
-from hal.conformance.edges import Outside, eligible, inside, outside
+from hal.conformance.edges import Outside, eligible, inside, nearest, outside
 from hal.conformance.laws import Law, laws_of
 from hal.conformance.samples import Sample, samples
 from hal.conformance.samples.variants import variant
@@ -101,6 +101,7 @@ def find(name: str, backend: str) -> tuple[Case, Subject]:
 def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Case]:
     """Every case of one kernel, in a fixed order; `quick` leaves out parity of samples alike and most repetitions."""
     mine = [sample for sample in samples(kernel.contract) if eligible(kernel, sample.call, target)]
+    mine = mine or nearest(kernel, target)
     chosen = _unlike(mine) if quick else mine
     for sample in chosen:
         yield Case(kernel, "parity", sample.title, _parity(sample), sample)

@@ -15,7 +15,7 @@ from hal.kernel import Kernel
 from hal.planning import Call
 from hal.target import Target
 
-__all__ = ["Outside", "eligible", "inside", "outside"]
+__all__ = ["Outside", "eligible", "inside", "nearest", "outside"]
 
 FEW = 6
 """Of a longer list of allowed numbers only the ends and the middle are tried."""
@@ -46,6 +46,12 @@ def eligible(kernel: Kernel, call: Call, target: Target) -> bool:
             if size[0] < low or size[1] > high:
                 return False
     return True
+
+
+def nearest(kernel: Kernel, target: Target) -> list[Sample]:
+    """A sample that the kernel declares, made for it; for kernels of sizes that no sample of the contract has."""
+    sample = _near(kernel, target, {})
+    return [sample] if sample is not None and eligible(kernel, sample.call, target) else []
 
 
 def inside(kernel: Kernel, target: Target, seen: list[Sample]) -> Iterator[tuple[str, Sample]]:

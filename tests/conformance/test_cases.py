@@ -110,3 +110,16 @@ def test_variants_have_what_was_asked() -> None:
     assert (sample.dtypes["q"], sample.sizes["heads"]) == ("float16", 3)
     assert sample.arguments()[0].shape[1] == 3
     assert variant("attn.attend", {("dim", "hidden"): 3}) is None
+
+
+def test_a_kernel_of_sizes_that_no_sample_has_gets_one_of_its_own() -> None:
+    fixed = Kernel(
+        "cpu.attend",
+        "attn.attend",
+        "hal_cpu.attention:attend",
+        (dim("heads").one_of(48), dtype("q").one_of("bfloat16"), layout("window").one_of("v4_584")),
+    )
+    assert not [sample for sample in samples("attn.attend") if eligible(fixed, sample.call, HERE)]
+    parity = [case for case in cases_of(fixed, HERE) if case.kind == "parity"]
+    assert [case.sample.sizes["heads"] for case in parity if case.sample] == [48]
+    parity[0].run(Subject(fixed, HERE))

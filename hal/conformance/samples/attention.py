@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hal.batch import Batch
-from hal.conformance.samples.batches import ALL, DECODE, EMPTY, MIXED, PREFILL, Requests, filled, rope_of
+from hal.conformance.samples.batches import ALL, DECODE, EMPTY, LONG, MIXED, PREFILL, Requests, filled, rope_of
 from hal.conformance.samples.sample import Draw, Sample
 
 WINDOW, BLOCK = 128, 64
@@ -34,6 +34,11 @@ def attend() -> Iterator[Sample]:
     yield _attend("hca", 128, MIXED, "float32", "rows_f32", window=0)
     yield _attend("swa", 0, MIXED, "float32", "rows_f32", sink=False)
     yield _attend("swa", 0, PREFILL, "float32", "rows_f32", window=1)
+    for rows in ("v4_584", "rows_bf16"):  # V4's own sizes
+        yield _attend("csa", 4, LONG, "bfloat16", rows, heads=64, top_k=512, holes="selected")
+        yield _attend("hca", 128, LONG, "bfloat16", rows, heads=64)
+        yield _attend("swa", 0, LONG, "bfloat16", rows, heads=64)
+    yield _attend("csa", 4, LONG, "bfloat16", "v4_584", heads=128, top_k=1024, holes="selected")
 
 
 def _attend(
@@ -102,7 +107,7 @@ def _rows(draw: Draw, batch: Batch, ratio: int, top_k: int, holes: str) -> Tenso
 
 
 def select() -> Iterator[Sample]:
-    """Every index layout; fewer, as many and more visible entries than `top_k`; ReLU ties at zero."""
+    """Every index layout; fewer, as many and more visible entries than `top_k`; ReLU ties at zero; V4's sizes."""
     for rows in ("rows_f32", "rows_bf16", "index_mxfp4_68", "index_fp8_132"):
         for requests in (PREFILL, DECODE, MIXED, EMPTY):
             yield _select(requests, "float32", rows)
@@ -110,6 +115,8 @@ def select() -> Iterator[Sample]:
     yield _select(MIXED, "bfloat16", "index_mxfp4_68", heads=64)
     yield _select(DECODE, "float32", "rows_f32", top_k=128)
     yield _select(MIXED, "float32", "rows_f32", top_k=1)
+    for rows in ("rows_bf16", "index_mxfp4_68", "index_fp8_132", "index_int8_130"):  # V4's own sizes
+        yield _select(LONG, "bfloat16", rows, heads=64, top_k=512)
 
 
 def _select(requests: Requests, dtype: str, rows: str, *, heads: int = 16, top_k: int = 16, dim: int = 128) -> Sample:

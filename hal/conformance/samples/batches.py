@@ -44,6 +44,8 @@ PREFILL = Requests("prefill", (37, 5, 1), (0, 0, 0))
 DECODE = Requests("decode", (1, 1, 1), (131, 300, 7))
 MIXED = Requests("mixed", (9, 1, 0, 3, 2), (126, 259, 50, 0, 2))
 EMPTY = Requests("empty", (), ())
+LONG = Requests("long", (3, 1), (4093, 2050))
+"""As many entries as V4 selects, and fewer."""
 ALL = (PREFILL, DECODE, MIXED, EMPTY)
 
 

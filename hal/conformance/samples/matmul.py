@@ -59,6 +59,9 @@ def matmul() -> Iterator[Sample]:
         for tokens in TOKENS:
             yield _matmul(tokens, 256, 384, scheme, activation, dtype)
         yield _matmul(7, 1024, 128, scheme, activation, dtype)
+    for features, outputs in ((4096, 512), (7168, 256)):  # V4's own sums
+        for scheme, activation in (PAIRS[1], *PAIRS[2:4], *PAIRS[6:7]):
+            yield _matmul(4, features, outputs, scheme, activation, "bfloat16")
 
 
 def _matmul(tokens: int, features: int, outputs: int, scheme: str, activation: str, dtype: str) -> Sample:

@@ -106,7 +106,7 @@ def _attention(kind: str, ratio: int) -> _Recipe:
     return _Recipe(
         _attend,
         _keys("dtype", q="dtype")
-        | _keys("layout", **caches)
+        | _keys("layout", **caches, **({"rows": "holes"} if kind == "csa" else {}))
         | _keys("dim", **sizes, **({"top_k": "top_k"} if kind == "csa" else {}))
         | _keys("attribute", window_size="window"),
         {"kind": kind, "ratio": ratio, "dtype": "bfloat16", "rows": "rows_bf16", "heads": 8},
