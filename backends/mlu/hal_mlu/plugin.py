@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from hal.kernel import Kernel
 from hal.plugins import hookimpl
 from hal.target import Backend, Target
+from hal_mlu.host import watched
 from hal_mlu.kernels import kernels
 from hal_mlu.layouts import CACHES, INDEX, WEIGHTS
 from hal_mlu.target import cards_here
@@ -23,6 +26,11 @@ def hal_targets() -> list[Target]:
 @hookimpl
 def hal_kernels(target: Target) -> list[Kernel]:
     return kernels(target)
+
+
+@hookimpl
+def hal_watch_host(target: Target) -> AbstractContextManager[list[str]]:
+    return watched()
 
 
 @hookimpl

@@ -84,46 +84,46 @@ def _group_class() -> type:
         def _set_sequence_number_for_group(self) -> None:
             pass
 
-        def allreduce(self, tensors: Sequence[Tensor], options: Any = None) -> Any:
-            return self.gloo.allreduce(_hosts(tensors), options or dist.AllreduceOptions())
+        def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
+            return self.gloo.allreduce(_hosts(tensors), opts or dist.AllreduceOptions())
 
-        def allreduce_coalesced(self, tensors: Sequence[Tensor], options: Any = None) -> Any:
+        def allreduce_coalesced(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
             each = dist.AllreduceOptions()
-            each.reduceOp = options.reduceOp if options is not None else dist.ReduceOp.SUM
+            each.reduceOp = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
             return _last([self.gloo.allreduce(_hosts([tensor]), each) for tensor in tensors])
 
-        def broadcast(self, tensors: Sequence[Tensor], options: Any) -> Any:
-            return self.gloo.broadcast(_hosts(tensors), options)
+        def broadcast(self, tensors: Sequence[Tensor], opts: Any) -> Any:
+            return self.gloo.broadcast(_hosts(tensors), opts)
 
-        def reduce(self, tensors: Sequence[Tensor], options: Any) -> Any:
-            return self.gloo.reduce(_hosts(tensors), options)
+        def reduce(self, tensors: Sequence[Tensor], opts: Any) -> Any:
+            return self.gloo.reduce(_hosts(tensors), opts)
 
-        def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], options: Any = None) -> Any:
+        def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> Any:
             return self.gloo.allgather([_hosts(output) for output in outputs], _hosts(inputs))
 
-        def _allgather_base(self, output: Tensor, tensor: Tensor, options: Any = None) -> Any:
+        def _allgather_base(self, output: Tensor, tensor: Tensor, opts: Any = None) -> Any:
             out, own = _hosts([output, tensor])
             return self.gloo.allgather([list(out.flatten().chunk(self.size()))], [own.flatten()])
 
         all_gather_single = _allgather_base
 
         def allgather_into_tensor_coalesced(
-            self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], options: Any = None
+            self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
         ) -> Any:
             return _last([self._allgather_base(*pair) for pair in zip(outputs, inputs, strict=True)])
 
-        def gather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], options: Any) -> Any:
-            return self.gloo.gather([_hosts(output) for output in outputs], _hosts(inputs), options)
+        def gather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any) -> Any:
+            return self.gloo.gather([_hosts(output) for output in outputs], _hosts(inputs), opts)
 
-        def scatter(self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], options: Any) -> Any:
-            return self.gloo.scatter(_hosts(outputs), [_hosts(each) for each in inputs], options)
+        def scatter(self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], opts: Any) -> Any:
+            return self.gloo.scatter(_hosts(outputs), [_hosts(each) for each in inputs], opts)
 
-        def _reduce_scatter_base(self, output: Tensor, tensor: Tensor, options: Any) -> Any:
+        def _reduce_scatter_base(self, output: Tensor, tensor: Tensor, opts: Any) -> Any:
             out, own = _hosts([output, tensor])
             total = own.flatten().clone()
             sums = dist.AllreduceOptions()
-            average = options.reduceOp == dist.ReduceOp.AVG
-            sums.reduceOp = dist.ReduceOp.SUM if average else options.reduceOp
+            average = opts.reduceOp == dist.ReduceOp.AVG
+            sums.reduceOp = dist.ReduceOp.SUM if average else opts.reduceOp
             work = self.gloo.allreduce([total], sums)
             work.wait()
             part = total.chunk(self.size())[self.rank()]
@@ -132,8 +132,8 @@ def _group_class() -> type:
 
         reduce_scatter_single = _reduce_scatter_base
 
-        def reduce_scatter(self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], options: Any) -> Any:
-            return self._reduce_scatter_base(outputs[0], torch.cat([each.flatten() for each in inputs[0]]), options)
+        def reduce_scatter(self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], opts: Any) -> Any:
+            return self._reduce_scatter_base(outputs[0], torch.cat([each.flatten() for each in inputs[0]]), opts)
 
         def alltoall_base(
             self,
@@ -141,15 +141,15 @@ def _group_class() -> type:
             tensor: Tensor,
             output_split: Sequence[int],
             input_split: Sequence[int],
-            options: Any = None,
+            opts: Any = None,
         ) -> Any:
             out, own = _hosts([output, tensor])
-            words = options or dist.AllToAllOptions()
+            words = opts or dist.AllToAllOptions()
             return self.gloo.alltoall_base(out, own, list(output_split), list(input_split), words)
 
         all_to_all_single = alltoall_base
 
-        def alltoall(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], options: Any = None) -> Any:
+        def alltoall(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None) -> Any:
             outs, owns = _hosts(outputs), _hosts(inputs)
             lengths = [each.numel() for each in outs]
             got = torch.empty(sum(lengths), dtype=owns[0].dtype)
@@ -166,8 +166,8 @@ def _group_class() -> type:
         def recv(self, tensors: Sequence[Tensor], source: int, tag: int = 0) -> Any:
             return self.gloo.recv(_hosts(tensors), source, tag)
 
-        def barrier(self, options: Any = None) -> Any:
-            return self.gloo.barrier(options or dist.BarrierOptions())
+        def barrier(self, opts: Any = None) -> Any:
+            return self.gloo.barrier(opts or dist.BarrierOptions())
 
     return ProcessGroupCNCL
 

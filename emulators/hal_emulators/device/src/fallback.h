@@ -24,6 +24,8 @@ struct Log {
     TORCH_CHECK_NOT_IMPLEMENTED(!strict, "The operator '", name, "' has no kernel for the ", c10::get_privateuse1_backend(),
                                 " device, and falling back to the host is switched off.");
     ++on_host[c10::toString(name)];
+    TORCH_WARN("The operator '", name, "' is not supported on the ", c10::get_privateuse1_backend(),
+               " device and will fall back to run on the CPU.");
   }
   void crossed(const char* name) {
     std::lock_guard<std::mutex> guard(lock);
