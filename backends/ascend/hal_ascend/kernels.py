@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hal_plain.declared as plain
 
-from hal.constraints import Constraint, attribute, dim, dtype, layout, needs
+from hal.constraints import Constraint, Facts, attribute, check, dim, dtype, layout
 from hal.kernel import Kernel
 from hal.target import Target
 from hal_ascend.layouts import ACTIVATIONS, DTYPES, PLAIN, WEIGHTS, chip_of
@@ -32,83 +34,143 @@ def kernels(target: Target) -> list[Kernel]:
 
 
 def _vendor(target: Target) -> list[Kernel]:
-    def kernel(name: str, contract: str, function: str, operators: str, *constraints: Constraint) -> Kernel:
-        called = operators.split()
-        return Kernel(
-            id=f"ascend.{name}",
-            contract=contract,
-            code=f"hal_ascend.{function}",
-            constraints=(offers(target, *called), *constraints),
-            notes=f"torch_npu: {', '.join(called)}.",
-        )
+    made: list[Kernel] = []
+
+    def kernel(
+        name: str, contract: str, function: str, operators: str, *constraints: Constraint, only: str = ""
+    ) -> None:
+        if not only or only in target.features:
+            called = operators.split()
+            words = f"Calls {', '.join(called)}."
+            code = f"hal_ascend.{function}"
+            made.append(Kernel(f"ascend.{name}", contract, code, (offers(target, *called), *constraints), notes=words))
 
     halves = dtype("x").one_of(*HALVES)
     int8, mx = attribute("activation").one_of("int8_token"), attribute("activation").one_of(*E4M3)
     grouped = "npu_grouped_matmul"
-    return [
-        kernel(
-            "route",
-            "moe.route",
-            "routing:route",
-            "npu_moe_gating_top_k",
-            attribute("scoring").one_of("sqrtsoftplus", "sigmoid"),
-            dim("experts").between(1, 2048),
-        ),
-        kernel(
-            "dispatch",
-            "moe.dispatch",
-            "routing:dispatch",
-            "npu_moe_init_routing_v2",
-            halves,
-            attribute("activation").one_of("none", "int8_token", *E4M3),
-        ),
-        kernel(
-            "combine",
-            "moe.combine",
-            "routing:combine",
-            "npu_moe_finalize_routing",
-            dtype("rows").one_of(*HALVES),
-        ),
-        kernel(
-            "experts.int8",
-            "moe.experts",
-            "experts:experts_int8",
-            f"{grouped} npu_dynamic_quant",
-            needs("int8_mma"),
-            int8,
-            layout("w13").one_of("w8a8_int8"),
-            layout("w2").one_of("w8a8_int8"),
-        ),
-        kernel(
-            "experts.mx",
-            "moe.experts",
-            "experts:experts_mx",
-            grouped,
-            needs("mx_scaled_mma"),
-            mx,
-            layout("w13").one_of("mxfp8", "mxfp4"),
-            layout("w2").one_of("mxfp8", "mxfp4"),
-        ),
-        kernel("quantize", "quant.quantize", "matmul:quantize", "npu_dynamic_quant", halves, int8),
-        kernel(
-            "matmul.int8",
-            "quant.matmul",
-            "matmul:matmul_int8",
-            "npu_quant_matmul npu_dynamic_quant",
-            needs("int8_mma"),
-            halves,
-            int8,
-            layout("weight").one_of("w8a8_int8"),
-        ),
-        kernel(
-            "matmul.mx",
-            "quant.matmul",
-            "matmul:matmul_mx",
-            "npu_quant_matmul",
-            needs("mx_scaled_mma"),
-            halves,
-            mx,
-            layout("weight").one_of(*MX_WEIGHTS),
-            dim("features").multiple_of(128),
-        ),
-    ]
+    kernel(
+        "route",
+        "moe.route",
+        "routing:route",
+        "npu_moe_gating_top_k",
+        attribute("scoring").one_of("sqrtsoftplus", "sigmoid"),
+        dim("experts").between(1, 2048),
+    )
+    kernel(
+        "dispatch",
+        "moe.dispatch",
+        "routing:dispatch",
+        "npu_moe_init_routing_v2",
+        halves,
+        attribute("activation").one_of("none", "int8_token", *E4M3),
+    )
+    kernel(
+        "combine",
+        "moe.combine",
+        "routing:combine",
+        "npu_moe_finalize_routing",
+        dtype("rows").one_of(*HALVES),
+    )
+    kernel(
+        "experts.int8",
+        "moe.experts",
+        "experts:experts_int8",
+        f"{grouped} npu_dynamic_quant",
+        int8,
+        layout("w13").one_of("w8a8_int8"),
+        layout("w2").one_of("w8a8_int8"),
+    )
+    kernel(
+        "experts.mx",
+        "moe.experts",
+        "experts:experts_mx",
+        grouped,
+        mx,
+        layout("w13").one_of("mxfp8", "mxfp4"),
+        layout("w2").one_of("mxfp8", "mxfp4"),
+        only="mx_scaled_mma",
+    )
+    kernel("quantize", "quant.quantize", "matmul:quantize", "npu_dynamic_quant", halves, int8)
+    kernel(
+        "matmul.int8",
+        "quant.matmul",
+        "matmul:matmul_int8",
+        "npu_quant_matmul npu_dynamic_quant",
+        halves,
+        int8,
+        layout("weight").one_of("w8a8_int8"),
+    )
+    kernel(
+        "matmul.mx",
+        "quant.matmul",
+        "matmul:matmul_mx",
+        "npu_quant_matmul",
+        halves,
+        mx,
+        layout("weight").one_of(*MX_WEIGHTS),
+        dim("features").multiple_of(128),
+        only="mx_scaled_mma",
+    )
+    _attention(kernel, target)
+    return made
+
+
+def _attention(kernel: Callable[..., None], target: Target) -> None:
+    """Operators of vllm-ascend's package. They exist for DeepSeek-V4's own sizes only."""
+    packed = "fp8_mma" in target.features
+    rows = ("v4_640",) if packed else ("rows_bf16_fp8", "rows_bf16")
+    operator = "npu_kv_quant_sparse_attn_sharedkv" if packed else "npu_sparse_attn_sharedkv"
+    kernel(
+        "attend",
+        "attn.attend",
+        f"attention:{'attend_packed' if packed else 'attend_bf16'}",
+        f"{operator} {operator}_metadata",
+        dtype("q").one_of("bfloat16"),
+        dim("head_dim").one_of(512),
+        dim("heads").one_of(*((64, 128) if packed else (64,))),
+        dim("top_k").one_of(*((512, 1024) if packed else (512,))),
+        layout("window").one_of(*rows),
+        layout("compressed").one_of(*rows),
+        layout("rows").one_of("selected"),
+        layout("lse").one_of("none"),
+        attribute("window_size").one_of(128),
+        attribute("ratio").one_of(0, 4, 128),
+    )
+    indexer = "npu_vllm_quant_lightning_indexer"
+    kernel(
+        "select",
+        "attn.select",
+        "selection:select",
+        f"{indexer} {indexer}_metadata",
+        dtype("q").one_of("bfloat16"),
+        dim("index_heads").one_of(64),
+        dim("index_dim").one_of(128),
+        attribute("top_k").one_of(512),
+        attribute("ratio").one_of(4),
+        layout("cache").one_of("index_fp8_132" if packed else "index_int8_130"),
+    )
+    kernel(
+        "compress",
+        "attn.compress",
+        "compression:compress",
+        "compressor kv_compress_epilog" if packed else "compressor",
+        dtype("x").one_of("bfloat16"),
+        dim("head_dim").one_of(128, 512),
+        check(_compresses, says="(overlap, ratio) is (yes, 4) or (no, 128)"),
+        layout("cache").one_of(*rows, "index_fp8_132" if packed else "index_int8_130"),
+        only="compressor",
+    )
+    kernel(
+        "store",
+        "attn.store",
+        "compression:store",
+        "kv_compress_epilog",
+        dtype("values").one_of("bfloat16"),
+        dim("head_dim").one_of(512),
+        layout("cache").one_of("v4_640"),
+        only="fp8_mma",
+    )
+
+
+def _compresses(facts: Facts) -> bool:
+    return (facts.attributes.get("overlap"), facts.attributes.get("ratio")) in ((True, 4), (False, 128))

@@ -55,7 +55,7 @@ def dispatch(
     """`moe.dispatch`: x[tokens, hidden] -> rows sorted by expert, quantised, on the process that has the expert.
 
     An unused slot goes to an expert behind the last, outside the range that is computed. The operator quantises to int8
-    itself; other quantisers see a row once per slot, which spares a sort of integers (torch_npu sorts those on its CPU).
+    itself; other quantisers see a row once per slot, which spares a sort of integers (on the AI CPU).
     """
     tokens, top_k = expert_ids.shape
     slots = tokens * top_k

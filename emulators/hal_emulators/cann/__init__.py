@@ -94,7 +94,8 @@ def _bring_up(chip: Chip) -> None:
     with redirect_stdout(io.StringIO()):  # it says that CANN is not where its set_env.sh would say
         import torch_npu  # noqa: F401
 
-    from hal_emulators.cann import aten, calls, kernels  # noqa: F401
+    from hal_emulators.cann import aten, calls, custom, kernels  # noqa: F401
 
     aten.install()
+    custom.install()
     calls.serve(loaded["libopapi.so"], runtime)

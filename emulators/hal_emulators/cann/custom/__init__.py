@@ -1,0 +1,58 @@
+"""vllm-ascend's own operators of DeepSeek-V4, `torch.ops._C_ascend`: its schemas (commit 182b75e), verbatim, and kernels
+of those that the backend calls, written from the README of each operator.
+
+Calling another one reaches the schema's checks and then fails for want of a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hal_emulators.cann.abi import aliased
+
+__all__ = ["install", "kernel"]
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+_LIBRARIES: list[torch.library.Library] = []
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a kernel under its own name: it gets CPU tensors on the npu tensors' memory, and may write them."""
+    KERNELS[function.__name__] = function
+    return function
+
+
+def install() -> None:
+    """Define every schema, and give the operators that have one their kernel."""
+    from hal_emulators.cann.custom import attention, compression  # noqa: F401
+
+    library = torch.library.Library("_C_ascend", "DEF")
+    _LIBRARIES.append(library)
+    for schema in (Path(__file__).parent / "schemas.txt").read_text().splitlines():
+        library.define(schema)
+    for name, function in KERNELS.items():
+        library.impl(name, _on_host(function), "PrivateUse1" if not name.endswith("_metadata") else "BackendSelect")
+        if name.endswith("_metadata"):
+            library.impl(name, _on_host(function), "PrivateUse1")
+
+
+def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **words: Any) -> Any:
+        torch.npu.synchronize()
+        made = function(*(_down(each) for each in arguments), **{name: _down(each) for name, each in words.items()})
+        return tuple(map(_up, made)) if isinstance(made, tuple) else _up(made)
+
+    return call
+
+
+def _down(x: Any) -> Any:
+    return aliased(x) if isinstance(x, Tensor) else x
+
+
+def _up(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to("npu")
