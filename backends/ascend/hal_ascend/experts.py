@@ -24,18 +24,29 @@ BY_ROWS, ONE_TENSOR, COUNTS = 0, 2, 1  # group_type, split_item, group_list_type
 def experts_int8(
     dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str
 ) -> Tensor:
-    """`moe.experts` of `w8a8_int8` with rows in "int8_token"."""
+    """`moe.experts` of `w8a8_int8` with rows in "int8_token".
 
-    def product(codes: Tensor, scales: Tensor, weight: PackedWeight) -> Tensor:
-        assert weight.scales is not None
-        channel = derived(weight, ("ascend", "channel scales"), lambda: weight.scales.flatten(1))  # type: ignore[union-attr]
-        return _grouped(codes, weight.codes, dispatched, scale=[channel], per_token_scale=[scales])
+    The first product leaves the operator as int32, because its own output would be rounded to the model's dtype before
+    the gate.
+    """
 
-    if _packed(dispatched):
-        gate_up = product(dispatched.rows, dispatched.scales.flatten(), w13)  # type: ignore[union-attr]
-        inner = activated(gate_up, dispatched.weights, clamp, dispatched.dtype)
-        return product(*torch_npu.npu_dynamic_quant(inner), w2)
-    return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
+    if not _packed(dispatched):
+        return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
+    assert dispatched.scales is not None
+    assert w13.scales is not None
+    sums = _grouped(dispatched.rows, w13.codes, dispatched, output_dtype=torch.int32)
+    gate_up = sums * w13.scales.squeeze(-1)[_expert_of_row(dispatched)] * dispatched.scales
+    inner, scales = torch_npu.npu_dynamic_quant(activated(gate_up, dispatched.weights, clamp, dispatched.dtype))
+    channel = derived(w2, ("ascend", "channel scales"), lambda: w2.scales.flatten(1))  # type: ignore[union-attr]
+    words = {"scale": [channel], "per_token_scale": [scales], "output_dtype": dispatched.dtype}
+    return _grouped(inner, w2.codes, dispatched, **words)
+
+
+def _expert_of_row(dispatched: Dispatched) -> Tensor:
+    """int64 [rows]; rows behind those of the last expert count as its own."""
+    ends = dispatched.counts.cumsum(0)
+    rows = torch.arange(len(dispatched.rows), device=ends.device).unsqueeze(1)
+    return (rows >= ends).sum(-1).clamp_max(len(ends) - 1)
 
 
 def experts_mx(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
@@ -64,11 +75,11 @@ def _mx(codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatc
             "scale_dtype": torch_npu.float8_e8m0fnu,
             "per_token_scale_dtype": torch_npu.float8_e8m0fnu,
         }
-    return _grouped(codes, weight.codes, dispatched, per_token_scale=[tokens], **words)
+    return _grouped(codes, weight.codes, dispatched, per_token_scale=[tokens], output_dtype=dispatched.dtype, **words)
 
 
 def _grouped(codes: Tensor, weight: Tensor, dispatched: Dispatched, **words: object) -> Tensor:
-    """Rows of every expert times its weight [experts, outputs, features], in the model's dtype."""
+    """Rows of every expert times its weight [experts, outputs, features]."""
     return torch_npu.npu_grouped_matmul(
         [codes],
         [weight.transpose(1, 2)],
@@ -76,7 +87,6 @@ def _grouped(codes: Tensor, weight: Tensor, dispatched: Dispatched, **words: obj
         split_item=ONE_TENSOR,
         group_type=BY_ROWS,
         group_list_type=COUNTS,
-        output_dtype=dispatched.dtype,
         **words,
     )[0]
 

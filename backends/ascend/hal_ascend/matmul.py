@@ -23,7 +23,7 @@ def quantize(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
     if not x.numel():
         return x.to(torch.int8), x.new_full((len(x), 1), LEAST, dtype=torch.float32)
     codes, scales = torch_npu.npu_dynamic_quant(x)
-    return codes, scales.clamp_min(LEAST).unsqueeze(1)
+    return codes, scales.where(scales.isfinite(), torch.nan).clamp_min(LEAST).unsqueeze(1)
 
 
 def matmul_int8(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:

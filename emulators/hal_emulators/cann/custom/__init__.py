@@ -1,5 +1,6 @@
-"""vllm-ascend's own operators of DeepSeek-V4, `torch.ops._C_ascend`: its schemas (commit 182b75e), verbatim, and kernels
-of those that the backend calls, written from the README of each operator.
+"""vllm-ascend's own operators of DeepSeek-V4, `torch.ops._C_ascend`: its schemas, verbatim (commit 182b75e).
+
+Those that the backend calls have kernels, written from the README of each operator.
 
 Calling another one reaches the schema's checks and then fails for want of a kernel.
 """
