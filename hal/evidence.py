@@ -137,7 +137,10 @@ def package_of(backend: str) -> Path | None:
 
 
 def tier(kernel: Kernel, target: Target, records: Iterable[Record]) -> str:
-    """The tier of a kernel on a target: the best that current records are worth, unless the newest one failed."""
+    """The tier of a kernel on a target: the best that current records are worth, unless the newest one failed.
+
+    A kernel that delegates to the reference is at most declared.
+    """
     version = ops.get(kernel.contract).version
     current = [
         record
@@ -147,4 +150,6 @@ def tier(kernel: Kernel, target: Target, records: Iterable[Record]) -> str:
     ]
     newest = max((record.date for record in current), default="")
     tiers = {record.tier for record in current if record.tier != "failed" or record.date == newest}
+    if kernel.delegates:
+        tiers &= {"failed"}
     return max(tiers, key=TIERS.index, default="declared")

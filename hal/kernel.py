@@ -12,7 +12,11 @@ from hal.constraints import Constraint
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of `contract`: `code` is `module:function`, `constraints` say which calls it can serve."""
+    """One implementation of `contract`: `code` is `module:function`, `constraints` say which calls it can serve.
+
+    `delegates` says that it runs the contract's reference on the device. It is judged as any other, but agreeing with
+    itself is no evidence: its tier stays declared. Without the word, calling the reference is a failure.
+    """
 
     id: str
     contract: str
@@ -22,6 +26,7 @@ class Kernel:
     batch_invariant: bool = False
     capturable: bool = False
     host_sync: bool = False
+    delegates: bool = False
     version: int = 1
     notes: str = ""
 

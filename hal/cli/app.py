@@ -11,7 +11,19 @@ from typer.core import TyperGroup
 from hal.cli.output import error_paragraph
 from hal.errors import HalError
 
-COMMANDS = ("doctor", "env", "backends", "ops", "explain", "plan", "generate", "verify", "replay", "bench")
+COMMANDS = (
+    "doctor",
+    "env",
+    "backends",
+    "ops",
+    "explain",
+    "plan",
+    "generate",
+    "verify",
+    "replay",
+    "bench",
+    "new_backend",
+)
 """Modules of `hal.cli`, in the order of `hal --help`. Each has `command`, a function or a Typer of subcommands."""
 
 

@@ -45,18 +45,71 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return folder, env
 
 
-def test_every_command_of_the_page(environment: tuple[Path, dict[str, str]]) -> None:
+def run(title: str, environment: tuple[Path, dict[str, str]]) -> dict[str, str]:
+    """What the commands of a block say, by their subcommand."""
     folder, env = environment
     said = {}
-    for command in block("commands").strip().splitlines():
+    for command in block(title).strip().splitlines():
         done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        said[command.split(" ")[1]] = done.stdout + done.stderr
+        said[command.partition("hal ")[2].split(" ")[0]] = done.stdout + done.stderr
+    return said
+
+
+def test_every_command_of_the_page(environment: tuple[Path, dict[str, str]]) -> None:
+    said = run("commands", environment)
     assert "acme.route" in said["explain"]
     assert "green" in said["verify"]
-    generated = next(text for command, text in said.items() if command.startswith("HAL_ALLOW"))
-    assert generated.startswith("The for")
-    assert "backend acme" in generated
+    assert said["generate"].startswith("The for")
+    assert "backend acme" in said["generate"]
+
+
+def test_the_template(environment: tuple[Path, dict[str, str]]) -> None:
+    folder, env = environment
+    said = run("template", environment)
+    assert "green" in said["verify"]
+    assert "backend ajax" in said["generate"]
+    ruff = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--line-length=120", "hal-ajax"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert ruff.returncode == 0, ruff.stdout
+    shape = {path.name for path in (folder / "hal-ajax" / "hal_ajax").glob("*.py")}
+    assert {"plugin.py", "target.py", "kernels.py", "layouts.py", "attention.py", "experts.py", "matmul.py"} <= shape
+    wrong = folder / "hal-ajax" / "hal_ajax" / "matmul.py"
+    wrong.write_text(
+        wrong.read_text() + "\n\ndef matmul(x, weight, *, activation):\n    return x @ weight.dequantize(x.dtype).T\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", "hal verify ajax --quick --kernel 'ajax.matmul'"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "ajax.matmul" in done.stdout + done.stderr
+    assert "hal replay" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["Ajax"], "lower-case"),
+        (["cpu"], "installed already"),
+        (["new", "--into", "."], "exists already"),
+        (["new", "--emulated"], "needs no stand-in"),
+    ],
+)
+def test_refusals(words: list[str], says: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hal", "new-backend", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_references_every_missing_call_is_listed(environment: tuple[Path, dict[str, str]]) -> None:
