@@ -105,11 +105,12 @@ def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Ca
     chosen = _unlike(mine) if quick else mine
     for sample in chosen:
         yield Case(kernel, "parity", sample.title, _parity(sample), sample)
+    tried = [sample for sample in chosen if not sample.once]
     if kernel.deterministic:
-        for sample in _first(chosen, QUICK if quick else len(chosen)):
+        for sample in _first(tried, QUICK if quick else len(tried)):
             yield Case(kernel, "repeat", sample.title, _repeated(sample), sample)
     for law in laws_of(kernel.contract):
-        fitting = [sample for sample in chosen if law.applies(kernel, sample)]
+        fitting = [sample for sample in tried if law.applies(kernel, sample)]
         for sample in _first(fitting, QUICK if quick else len(fitting)):
             yield Case(kernel, "law", f"{law.name}/{sample.title}", _lawful(law, sample), sample)
     for title, sample in inside(kernel, target, mine):

@@ -35,10 +35,10 @@ def attend() -> Iterator[Sample]:
     yield _attend("swa", 0, MIXED, "float32", "rows_f32", sink=False)
     yield _attend("swa", 0, PREFILL, "float32", "rows_f32", window=1)
     for rows in ("v4_584", "rows_bf16"):  # V4's own sizes
-        yield _attend("csa", 4, LONG, "bfloat16", rows, heads=64, top_k=512, holes="selected")
-        yield _attend("hca", 128, LONG, "bfloat16", rows, heads=64)
-        yield _attend("swa", 0, LONG, "bfloat16", rows, heads=64)
-    yield _attend("csa", 4, LONG, "bfloat16", "v4_584", heads=128, top_k=1024, holes="selected")
+        yield _attend("csa", 4, LONG, "bfloat16", rows, heads=64, top_k=512, holes="selected", once=True)
+        yield _attend("hca", 128, LONG, "bfloat16", rows, heads=64, once=True)
+        yield _attend("swa", 0, LONG, "bfloat16", rows, heads=64, once=True)
+    yield _attend("csa", 4, LONG, "bfloat16", "v4_584", heads=128, top_k=1024, holes="selected", once=True)
 
 
 def _attend(
@@ -54,6 +54,7 @@ def _attend(
     holes: str = "some",
     window: int = WINDOW,
     sink: bool = True,
+    once: bool = False,
 ) -> Sample:
     def make(draw: Draw) -> tuple[Any, ...]:
         batch = requests.batch(draw)
@@ -80,6 +81,7 @@ def _attend(
         layouts={"window": rows} | ({"compressed": rows} if ratio else {}) | (SELECTED if holes == "selected" else {}),
         attributes={"scale": head_dim**-0.5, "window_size": window, "ratio": ratio},
         dynamic={"tokens": requests.tokens, "requests": len(requests.lengths)},
+        once=once,
     )
 
 
@@ -116,10 +118,19 @@ def select() -> Iterator[Sample]:
     yield _select(DECODE, "float32", "rows_f32", top_k=128)
     yield _select(MIXED, "float32", "rows_f32", top_k=1)
     for rows in ("rows_bf16", "index_mxfp4_68", "index_fp8_132", "index_int8_130"):  # V4's own sizes
-        yield _select(LONG, "bfloat16", rows, heads=64, top_k=512)
+        yield _select(LONG, "bfloat16", rows, heads=64, top_k=512, once=True)
 
 
-def _select(requests: Requests, dtype: str, rows: str, *, heads: int = 16, top_k: int = 16, dim: int = 128) -> Sample:
+def _select(
+    requests: Requests,
+    dtype: str,
+    rows: str,
+    *,
+    heads: int = 16,
+    top_k: int = 16,
+    dim: int = 128,
+    once: bool = False,
+) -> Sample:
     ratio, scale = 4, dim**-0.5 * heads**-0.5
     hadamard = rows.startswith("index")
 
@@ -138,6 +149,7 @@ def _select(requests: Requests, dtype: str, rows: str, *, heads: int = 16, top_k
         layouts={"cache": rows},
         attributes={"top_k": top_k, "ratio": ratio, "hadamard": hadamard, "scale": scale},
         dynamic={"tokens": requests.tokens, "requests": len(requests.lengths)},
+        once=once,
     )
 
 

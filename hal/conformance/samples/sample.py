@@ -18,7 +18,7 @@ class Sample:
     """Arguments of one call of `contract`.
 
     `title` names it inside its contract and seeds it. `make(draw)` returns the arguments in the order of the signature,
-    always the same for the same `Draw`.
+    always the same for the same `Draw`. A sample for `once` is a large one, which no law is tried on.
     """
 
     contract: str
@@ -29,6 +29,7 @@ class Sample:
     layouts: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     dynamic: Mapping[str, int] = field(default_factory=dict)
+    once: bool = False
 
     @property
     def seed(self) -> int:
