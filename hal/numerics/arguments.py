@@ -56,7 +56,8 @@ def blank(cache: KVCache, physical: Tensor) -> tuple[KVCache, Tensor]:
 
 
 def dequantised(dispatched: Dispatched) -> Tensor:
-    """The rows of `dispatched` as float64 values."""
+    """The rows of `dispatched` as float64 values, on the host: there are chips that compute float64 in float32."""
+    rows = dispatched.rows.to("cpu")
     if dispatched.scales is None:
-        return dispatched.rows.double()
-    return Quantized(dispatched.rows, dispatched.scales, dispatched.activation).dequantize(torch.float64)
+        return rows.double()
+    return Quantized(rows, dispatched.scales.to("cpu"), dispatched.activation).dequantize(torch.float64)

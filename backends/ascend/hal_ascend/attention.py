@@ -111,6 +111,6 @@ def _attend(
 
 
 def _pages(cache: KVCache) -> Tensor:
-    """[blocks, rows, 1, row]: a page's rows with one head."""
-    pages, rows = cache.pages, cache.layout.block_size
+    """[blocks, rows, 1, row]: a page's rows with one head. The operators take no strides."""
+    pages, rows = cache.pages.contiguous(), cache.layout.block_size
     return pages.view(len(pages), rows, 1, ROW) if pages.dtype == torch.uint8 else pages.unsqueeze(2)

@@ -96,7 +96,7 @@ def store(
 
 
 def _write(rows: Tensor, physical: Tensor, cache: KVCache) -> None:
-    if cache.layout.name != "v4_640":
+    if cache.layout.name != "v4_640" or not cache.pages.is_contiguous():  # the operator takes no strides
         cache.write(rows, physical)
     elif len(rows):
         flat = derived(physical, ("ascend", "int32"), physical.int)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hal import formats
 from hal.derived import derived
-from hal_ascend.matmul import row_scales, weight_scales
+from hal_ascend.matmul import BLOCKS, row_scales, weight_scales
 
 if TYPE_CHECKING:
     from hal.dispatched import Dispatched
@@ -54,15 +54,17 @@ def experts_mx(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, c
     if not _packed(dispatched):
         return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
     assert dispatched.scales is not None
-    gate_up = _mx(dispatched.rows, dispatched.scales, w13, dispatched)
+    gate_up = _mx(dispatched.rows, dispatched.scales, w13, dispatched, activation, torch.float32)
     inner = formats.quantize(activated(gate_up, dispatched.weights, clamp, dispatched.dtype), activation)
-    return _mx(inner.codes, inner.scales, w2, dispatched)
+    return _mx(inner.codes, inner.scales, w2, dispatched, activation, dispatched.dtype)
 
 
-def _mx(codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatched) -> Tensor:
+def _mx(
+    codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatched, activation: str, dtype: torch.dtype
+) -> Tensor:
     made = derived(weight, ("ascend", "mx scales"), lambda: weight_scales(weight).view(torch.float8_e8m0fnu))
     factors = made.transpose(1, 2)
-    tokens = row_scales(scales, codes.shape[1]).view(torch.float8_e8m0fnu)
+    tokens = row_scales(scales, codes.shape[1], BLOCKS[activation]).view(torch.float8_e8m0fnu)
     if weight.scheme == "mxfp4":
         words = {
             "antiquant_scale": [factors],
@@ -75,7 +77,13 @@ def _mx(codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatc
             "scale_dtype": torch_npu.float8_e8m0fnu,
             "per_token_scale_dtype": torch_npu.float8_e8m0fnu,
         }
-    return _grouped(codes, weight.codes, dispatched, per_token_scale=[tokens], output_dtype=dispatched.dtype, **words)
+    return _grouped(codes, _from_start(weight), dispatched, per_token_scale=[tokens], output_dtype=dtype, **words)
+
+
+def _from_start(weight: PackedWeight) -> Tensor:
+    """The codes in a storage of their own: torch_npu gives CANN an offset in bytes where it counts 4-bit elements."""
+    codes = weight.codes
+    return derived(weight, ("ascend", "own storage"), codes.clone) if codes.storage_offset() else codes
 
 
 def _grouped(codes: Tensor, weight: Tensor, dispatched: Dispatched, **words: object) -> Tensor:

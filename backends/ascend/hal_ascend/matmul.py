@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hal.formats import PackedWeight
 
 MX = 32  # elements that share a scale in the matrix unit
+BLOCKS = {"e4m3_128": 128, "e4m3_64": 64, "e4m3_32": 32}
 LEAST = 1e-10  # int8 scale of a row of zeros
 
 
@@ -45,7 +46,7 @@ def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
         quantized.codes,
         weight.codes.t(),
         derived(weight, ("ascend", "mx scales"), lambda: weight_scales(weight)).transpose(0, 1),
-        pertoken_scale=row_scales(quantized.scales, x.shape[1]),
+        pertoken_scale=row_scales(quantized.scales, x.shape[1], BLOCKS[activation]),
         output_dtype=x.dtype,
         scale_dtype=torch_npu.float8_e8m0fnu,
         pertoken_scale_dtype=torch_npu.float8_e8m0fnu,
@@ -53,15 +54,18 @@ def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     )
 
 
-def row_scales(scales: Tensor, features: int) -> Tensor:
-    """uint8 [rows, features / 64, 2] as the matrix unit reads them: ue8m0 scales [rows, blocks] of any block length."""
-    bytes_ = scales.view(torch.uint8)
-    return bytes_.repeat_interleave(features // MX // scales.shape[-1], -1).unflatten(-1, (-1, 2))
+def row_scales(scales: Tensor, features: int, block: int) -> Tensor:
+    """uint8 [.., rows, features / 64, 2] as the matrix unit reads them: ue8m0 scales [.., rows, blocks] of `block`
+    elements, each repeated for every 32 of them."""
+    repeated = scales.view(torch.uint8).repeat_interleave(block // MX, -1)
+    return repeated[..., : features // MX].unflatten(-1, (-1, 2))
 
 
 def weight_scales(weight: PackedWeight) -> Tensor:
     """uint8 [(experts,) outputs, features / 64, 2]: a weight's scales, one row of them per output."""
     assert weight.scales is not None
-    outputs, features = weight.shape[-2:]
-    scales = weight.scales.view(torch.uint8).repeat_interleave(-(-outputs // weight.scales.shape[-2]), -2)
-    return row_scales(scales.narrow(-2, 0, outputs).contiguous(), features)
+    scales = weight.scales
+    if weight.scheme == "fp8_block128":
+        scales = scales.view(torch.uint8).repeat_interleave(128, -2)[..., : weight.shape[-2], :].contiguous()
+        return row_scales(scales, weight.shape[-1], 128)
+    return row_scales(scales, weight.shape[-1], MX)

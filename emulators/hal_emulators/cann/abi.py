@@ -108,7 +108,7 @@ class Argument:
         """The elements themselves, not copied; writing writes the device. 4-bit types are bytes of two."""
         count = math.prod(self.shape)
         if self.type in PACKED:
-            return memory(self.data, (count + 1) // 2)
+            return memory((self.data or 0) + self.offset // 2, (count + 1) // 2)
         if not count:
             return torch.empty(self.shape, dtype=self.dtype)
         reach = self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))

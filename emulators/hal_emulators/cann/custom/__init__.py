@@ -37,15 +37,19 @@ def install() -> None:
     for schema in (Path(__file__).parent / "schemas.txt").read_text().splitlines():
         library.define(schema)
     for name, function in KERNELS.items():
-        library.impl(name, _on_host(function), "PrivateUse1" if not name.endswith("_metadata") else "BackendSelect")
-        if name.endswith("_metadata"):
-            library.impl(name, _on_host(function), "PrivateUse1")
+        library.impl(name, _on_host(name, function), "PrivateUse1")
+        if name.endswith("_metadata"):  # may have no tensor to tell the device by
+            library.impl(name, _on_host(name, function), "BackendSelect")
 
 
-def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:
+def _on_host(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with every argument by its name in the schema."""
+    names = [each.name for each in getattr(torch.ops._C_ascend, name).default._schema.arguments]
+
     def call(*arguments: Any, **words: Any) -> Any:
         torch.npu.synchronize()
-        made = function(*(_down(each) for each in arguments), **{name: _down(each) for name, each in words.items()})
+        given = dict(zip(names, arguments, strict=False)) | words
+        made = function(**{word: _down(value) for word, value in given.items()})
         return tuple(map(_up, made)) if isinstance(made, tuple) else _up(made)
 
     return call

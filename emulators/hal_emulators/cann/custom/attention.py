@@ -80,7 +80,7 @@ def _attend(
 def npu_sparse_attn_sharedkv(q: Tensor, **words: Any) -> tuple[Tensor, Tensor]:
     """bf16 rows [blocks, rows, 1, 512]; the second result is reserved."""
     _require(q.dtype in (torch.bfloat16, torch.float16), "q must be bf16 or fp16")
-    _require(q.shape[1:] == (64, 512), f"q is [T, 64, 512], not {list(q.shape)}")
+    _require(q.shape[1] == 64, f"q has 64 heads, not {q.shape[1]}")
     return _sharedkv(q, words, words["ori_kv"].dtype == q.dtype, lambda rows: rows.float())
 
 
@@ -96,6 +96,8 @@ def npu_kv_quant_sparse_attn_sharedkv(q: Tensor, kv_quant_mode: int, **words: An
 def _sharedkv(q: Tensor, words: dict[str, Any], fits: bool, decode: Any) -> tuple[Tensor, Tensor]:
     ori, cmp, indices = words["ori_kv"], words.get("cmp_kv"), words.get("cmp_sparse_indices")
     _require(fits, "ori_kv's rows do not fit q")
+    _require(q.shape[1] in (64, 128) and q.shape[2] == 512, f"q is [T, 64 or 128, 512], not {list(q.shape)}")
+    _require(ori.is_contiguous() and (cmp is None or cmp.is_contiguous()), "pages are contiguous")
     _require(words.get("layout_q") == "TND" and words.get("layout_kv") == "PA_ND", "layouts are TND and PA_ND")
     _require(words.get("metadata") is not None and len(words["metadata"]) == METADATA, "metadata is int32 [1024]")
     _require(ori.dim() == 4 and ori.shape[1] % 16 == 0 and ori.shape[2] == 1, "pages are [blocks, 16 n, 1, row]")
