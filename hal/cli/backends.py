@@ -19,7 +19,8 @@ class State:
     """A backend as this machine sees it.
 
     `state` is `ready`, `no device`, `not installed`, or the name of the error (`Broken`, `ApiMismatch`, `Conflict`);
-    `tiers` counts kernels on the first chip by the evidence that there is; `why` is the error's paragraph.
+    `tiers` counts kernels on the first chip by the evidence that there is; `why` is the error's paragraph,
+    or the fact `advice` of a ready backend's targets.
     """
 
     name: str
@@ -57,7 +58,9 @@ def states() -> Iterator[State]:
             yield State(name, distribution, version, type(error).__name__, why=str(error))
             continue
         names = tuple(target.name for target in targets)
-        yield State(name, distribution, version, "ready" if targets else "no device", names, len(kernels), tiers)
+        state = "ready" if targets else "no device"
+        advice = " ".join(f"{said}." for target in targets for said in target.facts.get("advice", ()))
+        yield State(name, distribution, version, state, names, len(kernels), tiers, advice)
     for name in dict.fromkeys(target.backend for target in described()):
         if name not in entries:
             yield State(name, f"hal-{name}", "", "not installed", why=f"pip install hal-{name}")

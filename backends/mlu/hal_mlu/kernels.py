@@ -18,7 +18,7 @@ from hal_mlu.layouts import (
     WEIGHTS,
 )
 
-__all__ = ["kernels"]
+__all__ = ["kernels", "operators"]
 
 SHAPES = ((True, 4, 128), (True, 4, 512), (False, 128, 512))
 """(overlap, ratio, head_dim) of the vendor's compressor."""
@@ -33,6 +33,11 @@ def kernels(target: Target) -> list[Kernel]:
     adapters = [made for operators, made in _adapters(floats) if not target.present or _offered(operators)]
     behind = plain.kernels("mlu", dtypes=floats, caches=CACHES, index=INDEX, weights=WEIGHTS, activations=ACTIVATIONS)
     return [*adapters, *behind]
+
+
+def operators() -> list[str]:
+    """Operators of torch_mlu_ops that any adapter calls."""
+    return list(dict.fromkeys(name for names, _ in _adapters(DTYPES) for name in names))
 
 
 def _offered(operators: tuple[str, ...]) -> bool:

@@ -31,6 +31,7 @@ __all__ = [
     "offered",
     "operator",
     "select_entries",
+    "version",
 ]
 
 ALTERNATIVES = {
@@ -54,6 +55,11 @@ def offered(capability: str) -> bool:
         return False
     module = import_module("torch_mlu_ops")
     return any(hasattr(module, name) for name in ALTERNATIVES.get(capability, (capability,)))
+
+
+def version() -> str:
+    """Of the installed torch_mlu_ops; empty where it does not say."""
+    return str(getattr(import_module("torch_mlu_ops"), "__version__", ""))
 
 
 @cache

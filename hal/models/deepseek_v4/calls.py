@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hal.errors import ConfigError
@@ -18,6 +18,7 @@ from hal.planning import Call
 _WINDOW = ("v4_584", "v4_640", "rows_bf16_fp8", "rows_bf16", "rows_f32", "rows_f64")
 _INDEX = ("index_mxfp4_68", "index_fp8_132", "index_bf16_mxfp4", "index_int8_130", "rows_bf16", "rows_f32", "rows_f64")
 _ROWS = {"float64": "rows_f64", "float32": "rows_f32", "bfloat16": "rows_bf16"}
+_INT8 = "w8a8_int8"
 _SCHEME = {"float64": "float64", "float32": "float32", "bfloat16": "bf16"}
 
 
@@ -49,6 +50,7 @@ class Numerics:
         *,
         simulate: bool | None = None,
         dtype: str | None = None,
+        requantize: bool = False,
     ) -> Numerics:
         """The numerics of a checkpoint on a chip.
 
@@ -56,10 +58,17 @@ class Numerics:
             layouts: as in `published`.
             simulate: the official code's simulated quantisation; by default on where the checkpoint is quantised.
             dtype: of activations; by default float32 on CPUs and bfloat16 elsewhere.
+            requantize: on a chip that multiplies int8 better than FP8, weights are converted to it, which loses bits.
         """
         dtype = dtype or ("float32" if device_type == "cpu" else "bfloat16")
         simulate = config.quantization is not None if simulate is None else simulate
-        return cls.published(config, dtype, layouts) if simulate else cls.exact(dtype)
+        if not simulate:
+            return cls.exact(dtype)
+        published = cls.published(config, dtype, layouts)
+        preferred = next((name for name in layouts or () if name in (_INT8, published.linear)), None)
+        if not requantize or preferred != _INT8:
+            return published
+        return replace(published, linear=_INT8, experts=_INT8, activation="int8_token", expert_activation="int8_token")
 
     @classmethod
     def exact(cls, dtype: str = "float32") -> Numerics:

@@ -25,6 +25,7 @@ def bound(
     policy = hal.Policy.current(backend=backend)
     target = hal.target_of(policy)
     layouts = hal.layouts_of(target)
-    numerics = Numerics.on(config, target.device_type, layouts, simulate=simulate, dtype=dtype)
+    lossy = "requantize" in policy.allow
+    numerics = Numerics.on(config, target.device_type, layouts, simulate=simulate, dtype=dtype, requantize=lossy)
     plan = hal.plan(calls(config, numerics, context=context), target=target, policy=policy)
     return numerics, hal.bind(plan), plan

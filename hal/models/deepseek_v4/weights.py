@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from hal.formats import PackedWeight
+from hal.formats import PackedWeight, prepare
 from hal.models.deepseek_v4.calls import Numerics
 from hal.models.deepseek_v4.config import DeepseekV4Config
 from hal.models.deepseek_v4.tensors import TensorSpec, tensors
@@ -54,7 +54,7 @@ class Weights:
     def linear(self, name: str) -> Tensor | PackedWeight:
         """Weight `name` (without `.weight`), packed if the model multiplies packed weights."""
         if self.numerics.packed:
-            return self._stored(name)
+            return self._packed(name, self.numerics.linear)
         return self.dense(name)
 
     def dense(self, name: str) -> Tensor:
@@ -72,19 +72,19 @@ class Weights:
         """One matrix per expert, each from the rows of the named ones, filled in place: no second copy of a layer."""
         if not self.numerics.packed:
             return _filled(len(names), ([torch.cat([self.dense(name) for name in group])] for group in names))[0]
-        packed = ([self._packed(name) for name in group] for group in names)
+        scheme = self.numerics.experts
+        packed = ([self._packed(name, scheme) for name in group] for group in names)
         codes, scales = _filled(
             len(names),
             ([torch.cat([w.codes for w in group]), torch.cat([_scales(w) for w in group])] for group in packed),
         )
-        scheme = self.numerics.experts
-        features = codes.shape[-1] * (2 if scheme == "mxfp4" else 1)
-        return PackedWeight(codes, scales, scheme, (*codes.shape[:2], features))
+        stored = self._packed(names[0][0], scheme)
+        return PackedWeight(codes, scales, scheme, (*codes.shape[:2], stored.shape[-1]), stored.lossy)
 
-    def _packed(self, name: str) -> PackedWeight:
+    def _packed(self, name: str, scheme: str) -> PackedWeight:
+        """A weight as the checkpoint stores it, or converted to the scheme that the numerics ask for."""
         stored = self._stored(name)
-        assert isinstance(stored, PackedWeight)
-        return stored
+        return prepare(stored, scheme)
 
     def _stored(self, name: str) -> Tensor | PackedWeight:
         codes = self.tensors[f"{name}.weight"].to(self.device)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from hal_emulators.device import host
+from torch.nn import functional as F
 
+import hal
 from hal.batch import Batch
 from hal.models.deepseek_v4 import DeepseekV4, Tokenizer
 from hal.models.deepseek_v4.generate import generate
@@ -66,3 +68,19 @@ def test_no_step_goes_to_the_host() -> None:
             logits = mlu.head_logits(mlu(ids, batch, caches))
             assert host.trips() == {}
             assert logits.isfinite().all().item()
+
+
+def test_requantised_weights_lose_little(prompts: list[list[int]]) -> None:
+    """int8 only where it is permitted; the text's loss then grows by less than a tenth of a nat."""
+    exact = model("mlu@emulated", "bfloat16")
+    with hal.use(allow="unverified,requantize"):
+        int8 = model("mlu@emulated", "bfloat16")
+    assert (exact.numerics.linear, int8.numerics.linear) == ("fp8_block128", "w8a8_int8")
+    layer = int8.layers[0].ffn.experts.w13
+    assert (layer.scheme, layer.lossy) == ("w8a8_int8", True)
+    text = prompts[1] + generate(exact, prompts[1:], max_new_tokens=40)[0]
+    wanted = torch.tensor(text[1:])
+    with torch.inference_mode():
+        losses = [F.cross_entropy(each.logits([text])[0].cpu()[:-1], wanted) for each in (exact, int8)]
+    assert losses[0] < losses[1] + 0.1
+    assert losses[1] < losses[0] + 0.1
