@@ -61,14 +61,6 @@ def weight_twice(dispatched: Dispatched, *rest: Any, **attributes: Any) -> Any:
     return experts(replace(dispatched, weights=dispatched.weights**2), *rest, **attributes)
 
 
-def experts_in_wrong_order(dispatched: Dispatched, w13: Any, w2: Any, **attributes: Any) -> Any:
-    """Gate and up taken the other way round."""
-    gate, up = w13.codes.chunk(2, 1)
-    scales = None if w13.scales is None else torch.cat(w13.scales.view(torch.uint8).chunk(2, 1)[::-1], 1).contiguous()
-    scales = None if scales is None else scales.view(w13.scales.dtype)
-    return experts(dispatched, replace(w13, codes=torch.cat([up, gate], 1), scales=scales), w2, **attributes)
-
-
 def padding_summed(rows: Tensor, *rest: Any) -> Any:
     return combine(rows, *rest) + 0 * rows.sum()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from hal.conformance.samples import experts as moe
 from hal.conformance.samples.batches import MIXED, Requests
 from hal.conformance.samples.sample import Sample
 
-__all__ = ["LIMITS", "Key", "fields", "variant"]
+__all__ = ["LIMITS", "STATIC", "Key", "variant"]
 
 Key = tuple[str, str]
 """Kind and name of a constrained field, such as `("dim", "head_dim")`."""
@@ -31,15 +31,9 @@ class _Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def variant(contract: str, wanted: Mapping[Key, Any], kind: str = "") -> Sample | None:
-    """A sample of `contract` with the fields `wanted`; None where samples of that contract cannot have them.
-
-    Args:
-        kind: of attention, where the contract has several: "swa", "csa", "hca".
-    """
+def variant(contract: str, wanted: Mapping[Key, Any]) -> Sample | None:
+    """A sample of `contract` with the fields `wanted`; None where samples of that contract cannot have them."""
     for recipe in _RECIPES[contract]:
-        if kind and recipe.defaults.get("kind") != kind:
-            continue
         changes: dict[str, Any] = {}
         for key, value in wanted.items():
             name = recipe.fields.get(key)
@@ -48,11 +42,6 @@ def variant(contract: str, wanted: Mapping[Key, Any], kind: str = "") -> Sample 
         else:
             return recipe.make(**{**recipe.defaults, **changes})
     return None
-
-
-def fields(contract: str) -> Iterator[Key]:
-    """Every field that `variant` can set."""
-    yield from dict.fromkeys(key for recipe in _RECIPES[contract] for key in recipe.fields)
 
 
 def _attend(tokens: int | None = None, **parameters: Any) -> Sample:
