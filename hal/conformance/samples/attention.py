@@ -20,28 +20,28 @@ def attend() -> Iterator[Sample]:
     """Window only, explicit rows and visible prefix; plain and packed caches; sinks, holes, lonely queries."""
     for kind, ratio in (("swa", 0), ("csa", 4), ("hca", 128)):
         for requests in ALL:
-            yield _attend(kind, ratio, requests, "float32", "rows_f32")
-        yield _attend(kind, ratio, MIXED, "bfloat16", "rows_bf16")
-        yield _attend(kind, ratio, MIXED, "bfloat16", "v4_584")
-        yield _attend(kind, ratio, MIXED, "float32", "rows_bf16_fp8")
-    yield _attend("csa", 4, MIXED, "float32", "v4_584", heads=64, top_k=64)
-    yield _attend("csa", 4, DECODE, "float32", "v4_584", top_k=1)
-    yield _attend("csa", 4, PREFILL, "float32", "rows_f32", holes="front")
-    yield _attend("csa", 4, MIXED, "float32", "rows_f32", holes="all")
+            yield attend_sample(kind, ratio, requests, "float32", "rows_f32")
+        yield attend_sample(kind, ratio, MIXED, "bfloat16", "rows_bf16")
+        yield attend_sample(kind, ratio, MIXED, "bfloat16", "v4_584")
+        yield attend_sample(kind, ratio, MIXED, "float32", "rows_bf16_fp8")
+    yield attend_sample("csa", 4, MIXED, "float32", "v4_584", heads=64, top_k=64)
+    yield attend_sample("csa", 4, DECODE, "float32", "v4_584", top_k=1)
+    yield attend_sample("csa", 4, PREFILL, "float32", "rows_f32", holes="front")
+    yield attend_sample("csa", 4, MIXED, "float32", "rows_f32", holes="all")
     for requests in (PREFILL, DECODE, MIXED):
-        yield _attend("csa", 4, requests, "bfloat16", "rows_bf16", holes="selected")
-    yield _attend("csa", 4, MIXED, "float32", "rows_f32", window=0, holes="all")
-    yield _attend("hca", 128, MIXED, "float32", "rows_f32", window=0)
-    yield _attend("swa", 0, MIXED, "float32", "rows_f32", sink=False)
-    yield _attend("swa", 0, PREFILL, "float32", "rows_f32", window=1)
+        yield attend_sample("csa", 4, requests, "bfloat16", "rows_bf16", holes="selected")
+    yield attend_sample("csa", 4, MIXED, "float32", "rows_f32", window=0, holes="all")
+    yield attend_sample("hca", 128, MIXED, "float32", "rows_f32", window=0)
+    yield attend_sample("swa", 0, MIXED, "float32", "rows_f32", sink=False)
+    yield attend_sample("swa", 0, PREFILL, "float32", "rows_f32", window=1)
     for rows in ("v4_584", "rows_bf16"):  # V4's own sizes
-        yield _attend("csa", 4, LONG, "bfloat16", rows, heads=64, top_k=512, holes="selected", once=True)
-        yield _attend("hca", 128, LONG, "bfloat16", rows, heads=64, once=True)
-        yield _attend("swa", 0, LONG, "bfloat16", rows, heads=64, once=True)
-    yield _attend("csa", 4, LONG, "bfloat16", "v4_584", heads=128, top_k=1024, holes="selected", once=True)
+        yield attend_sample("csa", 4, LONG, "bfloat16", rows, heads=64, top_k=512, holes="selected", once=True)
+        yield attend_sample("hca", 128, LONG, "bfloat16", rows, heads=64, once=True)
+        yield attend_sample("swa", 0, LONG, "bfloat16", rows, heads=64, once=True)
+    yield attend_sample("csa", 4, LONG, "bfloat16", "v4_584", heads=128, top_k=1024, holes="selected", once=True)
 
 
-def _attend(
+def attend_sample(
     kind: str,
     ratio: int,
     requests: Requests,
@@ -56,6 +56,8 @@ def _attend(
     sink: bool = True,
     once: bool = False,
 ) -> Sample:
+    """Attention over the window of `requests` and what `kind` (swa, csa, hca) sees beside it; `holes` as in `_rows`."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         batch = requests.batch(draw)
         near = filled(draw, rows, head_dim, BLOCK, requests.ends, batch)
@@ -112,16 +114,16 @@ def select() -> Iterator[Sample]:
     """Every index layout; fewer, as many and more visible entries than `top_k`; ReLU ties at zero; V4's sizes."""
     for rows in ("rows_f32", "rows_bf16", "index_mxfp4_68", "index_fp8_132"):
         for requests in (PREFILL, DECODE, MIXED, EMPTY):
-            yield _select(requests, "float32", rows)
-    yield _select(MIXED, "bfloat16", "rows_bf16")
-    yield _select(MIXED, "bfloat16", "index_mxfp4_68", heads=64)
-    yield _select(DECODE, "float32", "rows_f32", top_k=128)
-    yield _select(MIXED, "float32", "rows_f32", top_k=1)
+            yield select_sample(requests, "float32", rows)
+    yield select_sample(MIXED, "bfloat16", "rows_bf16")
+    yield select_sample(MIXED, "bfloat16", "index_mxfp4_68", heads=64)
+    yield select_sample(DECODE, "float32", "rows_f32", top_k=128)
+    yield select_sample(MIXED, "float32", "rows_f32", top_k=1)
     for rows in ("rows_bf16", "index_mxfp4_68", "index_fp8_132", "index_int8_130"):  # V4's own sizes
-        yield _select(LONG, "bfloat16", rows, heads=64, top_k=512, once=True)
+        yield select_sample(LONG, "bfloat16", rows, heads=64, top_k=512, once=True)
 
 
-def _select(
+def select_sample(
     requests: Requests,
     dtype: str,
     rows: str,
@@ -131,6 +133,7 @@ def _select(
     dim: int = 128,
     once: bool = False,
 ) -> Sample:
+    """A choice of `top_k` entries; index rows take their transform."""
     ratio, scale = 4, dim**-0.5 * heads**-0.5
     hadamard = rows.startswith("index")
 
@@ -157,10 +160,11 @@ def index_scores() -> Iterator[Sample]:
     """Scores of every visible entry, -inf elsewhere."""
     for dtype, rows in (("float32", "rows_f32"), ("bfloat16", "rows_bf16"), ("float32", "index_mxfp4_68")):
         for requests in (PREFILL, DECODE, MIXED, EMPTY):
-            yield _index_scores(requests, dtype, rows)
+            yield index_scores_sample(requests, dtype, rows)
 
 
-def _index_scores(requests: Requests, dtype: str, rows: str, heads: int = 16, dim: int = 128) -> Sample:
+def index_scores_sample(requests: Requests, dtype: str, rows: str, heads: int = 16, dim: int = 128) -> Sample:
+    """Scores of every visible entry."""
     ratio = 4
 
     def make(draw: Draw) -> tuple[Any, ...]:

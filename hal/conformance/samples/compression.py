@@ -24,10 +24,11 @@ def compress_pool() -> Iterator[Sample]:
     for ratio, overlap in ((4, True), (128, False)):
         for head_dim in (512, 128) if overlap else (512,):
             for requests in (*ALL, SHORT, EDGES):
-                yield _pool(requests, ratio, overlap, head_dim)
+                yield pool_sample(requests, ratio, overlap, head_dim)
 
 
-def _pool(requests: Requests, ratio: int, overlap: bool, head_dim: int) -> Sample:
+def pool_sample(requests: Requests, ratio: int, overlap: bool, head_dim: int) -> Sample:
+    """Projected tokens pooled, from states as earlier chunks left them."""
     width = head_dim * (1 + overlap)
 
     def make(draw: Draw) -> tuple[Any, ...]:
@@ -48,19 +49,20 @@ def _pool(requests: Requests, ratio: int, overlap: bool, head_dim: int) -> Sampl
 def compress() -> Iterator[Sample]:
     """Every kind of entry in plain and packed rows; index entries with their transform."""
     for requests in (*ALL, SHORT, EDGES):
-        yield _compress(requests, 4, True, 512, "rows_f32", "float32")
-        yield _compress(requests, 128, False, 512, "rows_f32", "float32")
-        yield _compress(requests, 4, True, 128, "rows_f32", "float32", hadamard=True)
+        yield compress_sample(requests, 4, True, 512, "rows_f32", "float32")
+        yield compress_sample(requests, 128, False, 512, "rows_f32", "float32")
+        yield compress_sample(requests, 4, True, 128, "rows_f32", "float32", hadamard=True)
     for rows in ("rows_bf16", "v4_584", "v4_640"):
-        yield _compress(MIXED, 4, True, 512, rows, "bfloat16")
-        yield _compress(EDGES, 128, False, 512, rows, "bfloat16")
+        yield compress_sample(MIXED, 4, True, 512, rows, "bfloat16")
+        yield compress_sample(EDGES, 128, False, 512, rows, "bfloat16")
     for rows in ("rows_bf16", "index_mxfp4_68", "index_fp8_132", "index_int8_130"):
-        yield _compress(MIXED, 4, True, 128, rows, "bfloat16", hadamard=True)
+        yield compress_sample(MIXED, 4, True, 128, rows, "bfloat16", hadamard=True)
 
 
-def _compress(
+def compress_sample(
     requests: Requests, ratio: int, overlap: bool, head_dim: int, rows: str, dtype: str, *, hadamard: bool = False
 ) -> Sample:
+    """Hidden states compressed into entries of a cache with room for them."""
     width = head_dim * (1 + overlap)
 
     def make(draw: Draw) -> tuple[Any, ...]:
@@ -88,15 +90,16 @@ def _compress(
 def store() -> Iterator[Sample]:
     """Window rows without norm, entries with one, index rows transformed; skipped rows; no rows."""
     for rows in ("rows_f32", "rows_bf16", "rows_bf16_fp8", "v4_584", "v4_640"):
-        yield _store(40, 512, rows, "bfloat16", norm=False)
-        yield _store(40, 512, rows, "bfloat16", norm=True)
+        yield store_sample(40, 512, rows, "bfloat16", norm=False)
+        yield store_sample(40, 512, rows, "bfloat16", norm=True)
     for rows in ("rows_f32", "rows_bf16", "index_mxfp4_68", "index_fp8_132", "index_int8_130", "index_bf16_mxfp4"):
-        yield _store(40, 128, rows, "bfloat16", norm=True, hadamard=True)
-    yield _store(1, 512, "rows_f32", "float32", norm=True)
-    yield _store(0, 512, "rows_f32", "float32", norm=True)
+        yield store_sample(40, 128, rows, "bfloat16", norm=True, hadamard=True)
+    yield store_sample(1, 512, "rows_f32", "float32", norm=True)
+    yield store_sample(0, 512, "rows_f32", "float32", norm=True)
 
 
-def _store(rows: int, head_dim: int, layout: str, dtype: str, *, norm: bool, hadamard: bool = False) -> Sample:
+def store_sample(rows: int, head_dim: int, layout: str, dtype: str, *, norm: bool, hadamard: bool = False) -> Sample:
+    """`rows` values into physical rows, every fifth of them skipped."""
     requests = Requests("store", (0,), (0,))
 
     def make(draw: Draw) -> tuple[Any, ...]:

@@ -30,15 +30,17 @@ def route() -> Iterator[Sample]:
     """Every scoring; with bias, without, by table; ties; as many experts as there are."""
     for scoring in ("sqrtsoftplus", "sigmoid", "softmax"):
         for tokens in TOKENS:
-            yield _route(tokens, scoring, "bias")
+            yield route_sample(tokens, scoring, "bias")
         for kind in ("plain", "table", "ties"):
-            yield _route(33, scoring, kind)
-    yield _route(33, "sqrtsoftplus", "bias", experts=256)
-    yield _route(33, "sqrtsoftplus", "bias", experts=384)
-    yield _route(5, "sqrtsoftplus", "plain", experts=TOP_K)
+            yield route_sample(33, scoring, kind)
+    yield route_sample(33, "sqrtsoftplus", "bias", experts=256)
+    yield route_sample(33, "sqrtsoftplus", "bias", experts=384)
+    yield route_sample(5, "sqrtsoftplus", "plain", experts=TOP_K)
 
 
-def _route(tokens: int, scoring: str, kind: str, experts: int = EXPERTS, top_k: int = TOP_K) -> Sample:
+def route_sample(tokens: int, scoring: str, kind: str, experts: int = EXPERTS, top_k: int = TOP_K) -> Sample:
+    """Experts of each token; `kind` is "bias", "plain", "table" or "ties"."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         logits = draw.normal(tokens, experts, std=2.0)
         bias = draw.normal(experts, std=0.3) if kind == "bias" else None
@@ -61,13 +63,15 @@ def _route(tokens: int, scoring: str, kind: str, experts: int = EXPERTS, top_k: 
 def dispatch() -> Iterator[Sample]:
     """Every quantiser; unused slots; one busy expert; experts without rows."""
     for activation in ("none", "e4m3_128", "e4m3_32", "e2m1_32", "int8_token"):
-        yield _dispatch(33, activation, "spread")
+        yield dispatch_sample(33, activation, "spread")
     for tokens in TOKENS:
-        yield _dispatch(tokens, "e4m3_128", "holes")
-    yield _dispatch(33, "e4m3_128", "crowded")
+        yield dispatch_sample(tokens, "e4m3_128", "holes")
+    yield dispatch_sample(33, "e4m3_128", "crowded")
 
 
-def _dispatch(tokens: int, activation: str, routing: str, dtype: str = "bfloat16") -> Sample:
+def dispatch_sample(tokens: int, activation: str, routing: str, dtype: str = "bfloat16") -> Sample:
+    """Tokens on their way to experts, routed as `routing` says."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         ids, weights = routed(draw, tokens, routing)
         return draw.heavy(tokens, HIDDEN, dtype=dtype), ids, weights, None
@@ -86,14 +90,15 @@ def _dispatch(tokens: int, activation: str, routing: str, dtype: str = "bfloat16
 def experts() -> Iterator[Sample]:
     """Every scheme with its quantiser; packed segments and padded ones; experts without rows."""
     for scheme, activation in (*SCHEMES, *INTEGERS):
-        yield _experts(33, scheme, activation, "spread")
+        yield experts_sample(33, scheme, activation, "spread")
     for tokens in TOKENS:
-        yield _experts(tokens, "fp8_block128", "e4m3_128", "holes")
-    yield _experts(33, "fp8_block128", "e4m3_128", "crowded")
-    yield _experts(33, "mxfp4", "e4m3_32", "spread", align=16)
+        yield experts_sample(tokens, "fp8_block128", "e4m3_128", "holes")
+    yield experts_sample(33, "fp8_block128", "e4m3_128", "crowded")
+    yield experts_sample(33, "mxfp4", "e4m3_32", "spread", align=16)
 
 
-def _experts(tokens: int, scheme: str, activation: str, routing: str, align: int = 1) -> Sample:
+def experts_sample(tokens: int, scheme: str, activation: str, routing: str, align: int = 1) -> Sample:
+    """Two products per row; segments begin at multiples of `align`."""
     dtype = _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:
@@ -117,14 +122,16 @@ def combine() -> Iterator[Sample]:
     """With and without residual; unused slots; NaN in padding; large values that cancel."""
     for tokens in TOKENS:
         for residual in (True, False):
-            yield _combine(tokens, "holes", residual)
-    yield _combine(33, "spread", True, align=16)
-    yield _combine(33, "spread", True, std=1e4)
+            yield combine_sample(tokens, "holes", residual)
+    yield combine_sample(33, "spread", True, align=16)
+    yield combine_sample(33, "spread", True, std=1e4)
 
 
-def _combine(
+def combine_sample(
     tokens: int, routing: str, residual: bool, align: int = 1, std: float = 1.0, dtype: str = "bfloat16"
 ) -> Sample:
+    """Rows back to their tokens, garbage in padding rows."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         ids, weights = routed(draw, tokens, routing)
         sent = dispatched(draw, draw.normal(tokens, HIDDEN, dtype=dtype), ids, weights, "none", align)
@@ -145,13 +152,16 @@ def _combine(
 def ffn() -> Iterator[Sample]:
     """Whole layers in every scheme; unused slots, one busy expert, one token, none."""
     for scheme, activation in (*SCHEMES, *INTEGERS):
-        yield _ffn(33, scheme, activation, "spread")
+        yield ffn_sample(33, scheme, activation, "spread")
     for tokens in TOKENS:
-        yield _ffn(tokens, "fp8_block128", "e4m3_128", "holes")
-    yield _ffn(33, "mxfp4", "e4m3_128", "crowded", residual=False)
+        yield ffn_sample(tokens, "fp8_block128", "e4m3_128", "holes")
+    yield ffn_sample(33, "mxfp4", "e4m3_128", "crowded", residual=False)
 
 
-def _ffn(tokens: int, scheme: str, activation: str, routing: str, residual: bool = True, dtype: str = "") -> Sample:
+def ffn_sample(
+    tokens: int, scheme: str, activation: str, routing: str, residual: bool = True, dtype: str = ""
+) -> Sample:
+    """A whole routed layer."""
     dtype = dtype or _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:

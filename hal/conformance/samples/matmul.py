@@ -29,12 +29,14 @@ def quantize() -> Iterator[Sample]:
     """Every quantiser: heavy tails, zeros, tiny and huge rows; no rows; features that do not fill a block."""
     for activation in ACTIVATIONS[1:]:
         for tokens in TOKENS:
-            yield _quantize(tokens, 256, activation, "bfloat16")
-        yield _quantize(7, 256, activation, "float32")
-        yield _quantize(7, 96 if activation != "e4m3_128" else 192, activation, "bfloat16")
+            yield quantize_sample(tokens, 256, activation, "bfloat16")
+        yield quantize_sample(7, 256, activation, "float32")
+        yield quantize_sample(7, 96 if activation != "e4m3_128" else 192, activation, "bfloat16")
 
 
-def _quantize(tokens: int, features: int, activation: str, dtype: str) -> Sample:
+def quantize_sample(tokens: int, features: int, activation: str, dtype: str) -> Sample:
+    """Activations with heavy tails; rows of zeros, tiny and huge ones."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         x = draw.heavy(tokens, features, dtype=dtype)
         huge = 1e3 if dtype == "float16" else 1e6
@@ -57,14 +59,16 @@ def matmul() -> Iterator[Sample]:
     for scheme, activation in PAIRS:
         dtype = "float32" if scheme == "float32" else "bfloat16"
         for tokens in TOKENS:
-            yield _matmul(tokens, 256, 384, scheme, activation, dtype)
-        yield _matmul(7, 1024, 128, scheme, activation, dtype)
+            yield matmul_sample(tokens, 256, 384, scheme, activation, dtype)
+        yield matmul_sample(7, 1024, 128, scheme, activation, dtype)
     for features, outputs in ((4096, 512), (7168, 256)):  # V4's own sums
         for scheme, activation in (PAIRS[1], *PAIRS[2:4], *PAIRS[6:7]):
-            yield _matmul(4, features, outputs, scheme, activation, "bfloat16")
+            yield matmul_sample(4, features, outputs, scheme, activation, "bfloat16")
 
 
-def _matmul(tokens: int, features: int, outputs: int, scheme: str, activation: str, dtype: str) -> Sample:
+def matmul_sample(tokens: int, features: int, outputs: int, scheme: str, activation: str, dtype: str) -> Sample:
+    """Activations times a packed weight whose blocks differ in magnitude."""
+
     def make(draw: Draw) -> tuple[Any, ...]:
         weight = draw.uneven(outputs, features)
         return draw.heavy(tokens, features, dtype=dtype), prepare(weight, scheme)

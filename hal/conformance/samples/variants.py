@@ -45,15 +45,15 @@ def variant(contract: str, wanted: Mapping[Key, Any]) -> Sample | None:
 
 
 def _attend(tokens: int | None = None, **parameters: Any) -> Sample:
-    return attention._attend(requests=_requests(tokens), **parameters)
+    return attention.attend_sample(requests=_requests(tokens), **parameters)
 
 
 def _select(tokens: int | None = None, **parameters: Any) -> Sample:
-    return attention._select(requests=_requests(tokens), **parameters)
+    return attention.select_sample(requests=_requests(tokens), **parameters)
 
 
 def _index_scores(tokens: int | None = None, **parameters: Any) -> Sample:
-    return attention._index_scores(requests=_requests(tokens), **parameters)
+    return attention.index_scores_sample(requests=_requests(tokens), **parameters)
 
 
 def _requests(tokens: int | None) -> Requests:
@@ -69,7 +69,7 @@ def _requests(tokens: int | None) -> Requests:
 
 def _compress(rows: str, head_dim: int | None = None, **parameters: Any) -> Sample:
     index = rows.startswith("index")
-    return compression._compress(
+    return compression.compress_sample(
         MIXED, 4, True, head_dim or (128 if index else 512), rows, hadamard=index, **parameters
     )
 
@@ -77,12 +77,12 @@ def _compress(rows: str, head_dim: int | None = None, **parameters: Any) -> Samp
 def _store(layout: str, head_dim: int | None = None, **parameters: Any) -> Sample:
     index = layout.startswith("index")
     size = head_dim or (128 if index else 512)
-    return compression._store(head_dim=size, layout=layout, hadamard=index, norm=True, **parameters)
+    return compression.store_sample(head_dim=size, layout=layout, hadamard=index, norm=True, **parameters)
 
 
 def _route(experts: int = moe.EXPERTS, top_k: int = moe.TOP_K, **parameters: Any) -> Sample:
     top_k = min(top_k, experts)
-    return moe._route(experts=experts, top_k=top_k, **parameters)
+    return moe.route_sample(experts=experts, top_k=top_k, **parameters)
 
 
 def _keys(kind: str, **names: str) -> dict[Key, str]:
@@ -132,7 +132,7 @@ _RECIPES: Mapping[str, tuple[_Recipe, ...]] = {
     ),
     "attn.compress_pool": (
         _Recipe(
-            compression._pool,
+            compression.pool_sample,
             _keys("dim", head_dim="head_dim"),
             {"requests": MIXED, "ratio": 4, "overlap": True, "head_dim": 512},
         ),
@@ -156,28 +156,28 @@ _RECIPES: Mapping[str, tuple[_Recipe, ...]] = {
     ),
     "moe.dispatch": (
         _Recipe(
-            moe._dispatch,
+            moe.dispatch_sample,
             _keys("dtype", x="dtype") | _keys("dim", tokens="tokens") | _ACTIVATION,
             {"tokens": 33, "activation": "e4m3_128", "routing": "holes"},
         ),
     ),
     "moe.experts": (
         _Recipe(
-            moe._experts,
+            moe.experts_sample,
             _keys("layout", w13="scheme", w2="scheme") | _ACTIVATION,
             {"tokens": 33, "scheme": "bf16", "activation": "none", "routing": "spread"},
         ),
     ),
     "moe.combine": (
         _Recipe(
-            moe._combine,
+            moe.combine_sample,
             _keys("dtype", rows="dtype") | _keys("dim", tokens="tokens"),
             {"tokens": 33, "routing": "holes", "residual": True},
         ),
     ),
     "moe.ffn": (
         _Recipe(
-            moe._ffn,
+            moe.ffn_sample,
             _keys("dtype", x="dtype")
             | _keys("layout", w13="scheme", w2="scheme")
             | _keys("dim", tokens="tokens")
@@ -187,14 +187,14 @@ _RECIPES: Mapping[str, tuple[_Recipe, ...]] = {
     ),
     "quant.quantize": (
         _Recipe(
-            matmul._quantize,
+            matmul.quantize_sample,
             _keys("dtype", x="dtype") | _keys("dim", tokens="tokens", features="features") | _ACTIVATION,
             {"tokens": 7, "features": 256, "activation": "e4m3_128", "dtype": "bfloat16"},
         ),
     ),
     "quant.matmul": (
         _Recipe(
-            matmul._matmul,
+            matmul.matmul_sample,
             _keys("dtype", x="dtype")
             | _keys("layout", weight="scheme")
             | _keys("dim", tokens="tokens", features="features", outputs="outputs")
