@@ -40,7 +40,6 @@ def command(
 
     ids = tokenizer.encode(prompt)
     write = _discard if json else _write
-    write(prompt)
     text = StoppingText(tokenizer.stream(), stop or [], write)
     total = len(ids) + max_new_tokens
     session = Session(
@@ -52,6 +51,7 @@ def command(
     request = session.add(
         ids, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=model.config.eos_token_ids
     )
+    write(prompt)
     began = perf_counter()
     while not text.stopped and (session.waiting or session.running):
         session.step()

@@ -100,3 +100,9 @@ def test_stopping_text(pieces: tuple[str, ...], stops: list[str], text: str, sto
     made.end()
     assert "".join(written) == made.text == text
     assert made.stopped is stopped
+
+
+def test_a_refused_request_prints_nothing_to_stdout() -> None:
+    result = CliRunner().invoke(app, ["generate", str(CHECKPOINT), "--prompt", "x", "--top-p", "0"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "top_p is 0.0" in result.stderr

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from hal.errors import CheckpointError
+from hal.errors import CheckpointError, ConfigError
 from hal.models.deepseek_v4 import Tokenizer
 
 
@@ -52,3 +52,8 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be read"):
         Tokenizer.open(tmp_path)
+
+
+def test_bytes_that_are_not_text_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        Tokenizer(byte_level()).encode("a\udcff")

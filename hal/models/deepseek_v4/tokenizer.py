@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from hal.errors import CheckpointError
+from hal.errors import CheckpointError, ConfigError
 
 
 class Tokenizer:
@@ -39,7 +39,13 @@ class Tokenizer:
             ) from error
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with the special tokens that the tokenizer itself adds."""
+        """Token ids of `text`, with the special tokens that the tokenizer itself adds.
+
+        Raises:
+            ConfigError: the text has bytes that are not UTF-8.
+        """
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in text):  # how Python passes bytes on that it cannot decode
+            raise ConfigError("the text is not UTF-8", where="prompt", fix="give text in UTF-8")
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
