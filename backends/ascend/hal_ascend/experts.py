@@ -66,11 +66,7 @@ def _mx(
     factors = made.transpose(1, 2)
     tokens = row_scales(scales, codes.shape[1], BLOCKS[activation]).view(torch.float8_e8m0fnu)
     if weight.scheme == "mxfp4":
-        words = {
-            "antiquant_scale": [factors],
-            "x_dtype": torch.float8_e4m3fn,
-            "weight_dtype": torch_npu.float4_e2m1fn_x2,
-        }
+        words = {"antiquant_scale": [factors], "weight_dtype": torch_npu.float4_e2m1fn_x2}
     else:
         words = {
             "scale": [factors],

@@ -44,11 +44,13 @@ def install() -> None:
 
 def _on_host(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with every argument by its name in the schema."""
-    names = [each.name for each in getattr(torch.ops._C_ascend, name).default._schema.arguments]
+    schema = getattr(torch.ops._C_ascend, name).default._schema.arguments
+    names = [each.name for each in schema]
+    defaults = {each.name: each.default_value for each in schema if each.has_default_value()}
 
     def call(*arguments: Any, **words: Any) -> Any:
         torch.npu.synchronize()
-        given = dict(zip(names, arguments, strict=False)) | words
+        given = defaults | dict(zip(names, arguments, strict=False)) | words  # torch leaves out what is the default
         made = function(**{word: _down(value) for word, value in given.items()})
         return tuple(map(_up, made)) if isinstance(made, tuple) else _up(made)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from hal_emulators.cann.abi import Argument
 from hal_emulators.cann.calls import kernel
 
-E8M0 = 37
+FLOAT, BF16, INT64, UINT64, E8M0 = 0, 27, 9, 10, 37
+SCALES = (FLOAT, BF16, INT64, UINT64, E8M0)
 
 
 def _scaled(x: Tensor, scale: Argument | None, axis: int) -> Tensor:
@@ -42,6 +43,8 @@ def quant_matmul(
     out: Argument,
 ) -> None:
     """x [m, k], weight [k, n]; float scales per token and channel, or ue8m0 for 32 elements along k."""
+    if scale.type not in SCALES or (x_scale is not None and x_scale.type not in (FLOAT, E8M0)):
+        raise ValueError(f"scales of aclDataType {scale.type} are not taken")
     rows, columns = x.values().float(), weight.values().float()
     if scale.type == E8M0:
         if x_scale is None or x_scale.type != E8M0 or groups & 0xFFFF != 32:

@@ -1,0 +1,217 @@
+"""Every operator call of this backend on one chip: taken by Huawei's wrappers, faked, and refused when wrong."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_npu
+from hal_ascend import experts as vendor
+from hal_emulators.cann.calls import accepting
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hal.dispatched import Dispatched
+from hal.formats import prepare, quantize
+from hal.models.deepseek_v4 import DeepseekV4, Tokenizer
+from hal.models.deepseek_v4.generate import generate
+from hal.reference.experts import experts
+
+CHIP = os.environ["EMULATED_CHIP"]
+MX = CHIP == "a5"
+ROOT = Path(__file__).parents[4]
+T, H, N, E, K = 6, 256, 128, 8, 2
+E8M0 = torch_npu.float8_e8m0fnu
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(*shape, device="npu").to(dtype)
+
+
+def route(**words: Any) -> Any:
+    given = {"bias": ones(E), "norm_type": 2, "routed_scaling_factor": 2.5, "eps": 1e-20} | words
+    return torch_npu.npu_moe_gating_top_k(ones(T, E), K, **given)
+
+
+def init_routing(**words: Any) -> Any:
+    given = {
+        "active_num": T * K,
+        "expert_num": E + 1,
+        "expert_tokens_num_type": 1,
+        "expert_tokens_num_flag": True,
+        "quant_mode": -1,
+        "active_expert_range": [0, E],
+        "row_idx_type": 0,
+    }
+    ids = torch.zeros(T, K, dtype=torch.int32, device="npu")
+    return torch_npu.npu_moe_init_routing_v2(ones(T, H, dtype=torch.bfloat16), ids, **given | words)
+
+
+def finalize() -> Any:
+    rows = ones(T * K, H, dtype=torch.bfloat16)
+    index = torch.zeros(T * K, dtype=torch.int32, device="npu")
+    skip, scales = ones(T, H, dtype=torch.bfloat16), ones(T, K, dtype=torch.bfloat16)
+    return torch_npu.npu_moe_finalize_routing(rows, skip, None, None, scales, index, None, drop_pad_mode=2, k=K)
+
+
+def int8_matmul(**words: Any) -> Any:
+    x, weight = ones(T, H, dtype=torch.int8), ones(N, H, dtype=torch.int8)
+    given = {"scale": ones(N), "pertoken_scale": ones(T), "output_dtype": torch.bfloat16} | words
+    return torch_npu.npu_quant_matmul(x, given.pop("weight", weight.t()), **given)
+
+
+def int8_grouped(**words: Any) -> Any:
+    given = {"group_list": ones(E, dtype=torch.int64), "group_list_type": 1, "output_dtype": torch.bfloat16}
+    given |= {"scale": [ones(E, N)], "per_token_scale": [ones(E)], "split_item": 2, "group_type": 0} | words
+    weight = given.pop("weight", ones(E, N, H, dtype=torch.int8).transpose(1, 2))
+    return torch_npu.npu_grouped_matmul([ones(E, H, dtype=torch.int8)], [weight], **given)
+
+
+def scales(*rows: int) -> torch.Tensor:
+    return torch.full((*rows, H // 64, 2), 127, dtype=torch.uint8, device="npu").view(torch.float8_e8m0fnu)
+
+
+def mx_matmul(**words: Any) -> Any:
+    given = {
+        "scale": scales(N).transpose(0, 1),
+        "pertoken_scale": scales(T),
+        "output_dtype": torch.bfloat16,
+        "scale_dtype": E8M0,
+        "pertoken_scale_dtype": E8M0,
+        "group_sizes": [1, 1, 32],
+    }
+    e4m3 = torch.float8_e4m3fn
+    return torch_npu.npu_quant_matmul(ones(T, H, dtype=e4m3), ones(N, H, dtype=e4m3).t(), **given | words)
+
+
+def mx_grouped(fp4: bool) -> Any:
+    if fp4:
+        weight = ones(E, N, H // 2, dtype=torch.uint8).transpose(1, 2)
+        words = {"antiquant_scale": [scales(E, N).transpose(1, 2)]}
+        words["weight_dtype"] = torch_npu.float4_e2m1fn_x2
+    else:
+        weight = ones(E, N, H, dtype=torch.float8_e4m3fn).transpose(1, 2)
+        words = {"scale": [scales(E, N).transpose(1, 2)], "scale_dtype": E8M0, "per_token_scale_dtype": E8M0}
+    return torch_npu.npu_grouped_matmul(
+        [ones(E, H, dtype=torch.float8_e4m3fn)],
+        [weight],
+        per_token_scale=[scales(E)],
+        group_list=ones(E, dtype=torch.int64),
+        split_item=2,
+        group_type=0,
+        group_list_type=1,
+        output_dtype=torch.bfloat16,
+        **words,
+    )
+
+
+def attend(pages: torch.Tensor) -> Any:
+    operator = "npu_kv_quant_sparse_attn_sharedkv" if MX else "npu_sparse_attn_sharedkv"
+    words = {"kv_quant_mode": 1, "tile_size": 64, "rope_head_dim": 64} if MX else {}
+    table, lengths = torch.zeros(1, 1, dtype=torch.int32, device="npu"), torch.tensor([0, T]).int().npu()
+    return getattr(torch.ops._C_ascend, operator)(
+        ones(T, 64, 512, dtype=torch.bfloat16),
+        ori_kv=pages,
+        ori_block_table=table,
+        cu_seqlens_q=lengths,
+        seqused_kv=lengths[1:],
+        metadata=ones(1024, dtype=torch.int32),
+        softmax_scale=1.0,
+        ori_win_left=127,
+        layout_q="TND",
+        **words,
+    )
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "npu_moe_gating_top_k": route,
+    "npu_moe_gating_top_k by table": lambda: route(
+        bias=None, input_ids=ones(T, dtype=torch.int64), tid2eid=ones(9, K, dtype=torch.int32)
+    ),
+    "npu_moe_init_routing_v2": init_routing,
+    "npu_moe_init_routing_v2 to int8": lambda: init_routing(quant_mode=1),
+    "npu_moe_finalize_routing": finalize,
+    "npu_dynamic_quant": lambda: torch_npu.npu_dynamic_quant(ones(T, H, dtype=torch.bfloat16)),
+    "npu_quant_matmul of int8": int8_matmul,
+    "npu_grouped_matmul of int8": int8_grouped,
+    "npu_grouped_matmul to int32": lambda: int8_grouped(scale=None, per_token_scale=None, output_dtype=torch.int32),
+}
+if MX:
+    CALLS |= {
+        "npu_quant_matmul of e4m3": mx_matmul,
+        "npu_grouped_matmul of e4m3": lambda: mx_grouped(fp4=False),
+        "npu_grouped_matmul of fp4": lambda: mx_grouped(fp4=True),
+    }
+
+
+def shapes(made: Any) -> list[tuple[Any, ...]]:
+    made = made if isinstance(made, (tuple, list)) else [made]
+    return [(*each.shape, each.dtype) for each in made]
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_huaweis_wrapper_takes_it(call: Callable[[], Any]) -> None:
+    with accepting() as names:
+        made = call()
+    assert [name for name in names if name not in ("aclnnInplaceCopy", "aclnnCast")]
+    assert shapes(made)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_fake_tensors_have_the_shapes_of_real_ones(name: str) -> None:
+    with accepting():
+        real = shapes(CALLS[name]())
+    with FakeTensorMode():
+        assert shapes(CALLS[name]()) == real
+
+
+WRONG: dict[str, Callable[[], Any]] = {
+    "scale of integers": lambda: int8_matmul(scale=ones(N, dtype=torch.int32)),
+    "weight not transposed": lambda: int8_matmul(weight=ones(N, H, dtype=torch.int8)),
+    "running sums taken for counts": lambda: int8_grouped(group_list=torch.arange(1, E + 1).npu()),
+    "experts' weights not transposed": lambda: int8_grouped(weight=ones(E, N, H, dtype=torch.int8)),
+    "an expert beyond the last": lambda: init_routing(expert_num=0),
+    "more experts than there are": lambda: torch_npu.npu_moe_gating_top_k(ones(T, E), E + 1, norm_type=2),
+}
+WRONG["pages of another layout"] = lambda: attend(ones(4, 16, 1, 576, dtype=torch.float32))
+if MX:
+    WRONG["ue8m0 scales with groups of 64"] = lambda: mx_matmul(group_sizes=[1, 1, 64])
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+def test_a_wrong_call_is_refused(call: Callable[[], Any]) -> None:
+    with pytest.raises(RuntimeError):
+        call()
+
+
+@pytest.mark.parametrize("clamps", [True, False])
+def test_experts_clamp(clamps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two grouped products and the gate between them agree with the contract, and would not without its clamp."""
+    torch.manual_seed(0)
+    scheme, activation = ("mxfp4", "e4m3_128") if MX else ("w8a8_int8", "int8_token")
+    w13, w2 = prepare(torch.randn(E, 2 * N, H) / 16, scheme), prepare(torch.randn(E, H, N) / 11, scheme)
+    x = quantize(torch.randn(9, H), activation)
+    counts, index = torch.tensor([3, 0, 1, 0, 5, 0, 0, 0]), torch.arange(9).view(9, 1)
+    sent = Dispatched(x.codes, x.scales, activation, torch.rand(9), counts, index, 9, 1, torch.bfloat16)
+    moved = {name: getattr(sent, name).to("npu") for name in ("rows", "scales", "weights", "counts", "index")}
+    if not clamps:
+        whole = vendor.activated
+        monkeypatch.setattr(vendor, "activated", lambda rows, weights, clamp, dtype: whole(rows, weights, 1e9, dtype))
+    kernel = vendor.experts_mx if MX else vendor.experts_int8
+    words = {"clamp": 0.5, "activation": activation}
+    got = kernel(replace(sent, **moved), w13.to("npu"), w2.to("npu"), **words).float().cpu()
+    apart = (got - experts(sent, w13, w2, **words).float()).square().mean().sqrt()
+    assert bool(apart < 0.01) is clamps, apart
+
+
+def test_the_small_checkpoint_gives_the_cpus_tokens() -> None:
+    """No conversion loses anything here: e4m3 and FP4 are multiplied as they are, or in a wider type."""
+    checkpoint = ROOT / "examples" / "tiny-v4"
+    prompts = [Tokenizer.open(checkpoint).encode("x")]
+    made = []
+    for backend, dtype in (("cpu", "float32"), (f"ascend:{CHIP}@emulated", "bfloat16")):
+        model = DeepseekV4.from_checkpoint(checkpoint, backend=backend, dtype=dtype)
+        made.append(generate(model, prompts, max_new_tokens=8))
+    assert made[0] == made[1]

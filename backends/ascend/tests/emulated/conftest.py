@@ -1,0 +1,5 @@
+import os
+
+from hal_emulators.cann import start
+
+TARGET = start(os.environ["EMULATED_CHIP"])
