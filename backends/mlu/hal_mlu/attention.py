@@ -97,7 +97,27 @@ def attend_merged(
             out=out, lse=lse, block_out=more.unsqueeze(1).float(), block_lse=more_lse.unsqueeze(-1)
         )
         out, lse = out.squeeze(1), lse.squeeze(-1)
-    return _with_sink(out, lse, sink).to(q.dtype), lse
+    if sink is not None:  # it adds exp(sink) to a denominator exp(lse)
+        out = out * torch.sigmoid(lse - sink).unsqueeze(-1)
+    return out.to(q.dtype), lse
+
+
+def attend_window(
+    q: Tensor,
+    window: KVCache,
+    compressed: KVCache | None,
+    rows: Tensor | None,
+    sink: Tensor | None,
+    batch: Batch,
+    *,
+    scale: float,
+    window_size: int,
+    ratio: int,
+) -> tuple[Tensor, None]:
+    """`attn.attend` of layers without entries, for calls that decline lse: one pass, the sink inside."""
+    if not len(q):
+        return torch.empty_like(q), None
+    return tmo.attention(q.contiguous(), *_window(batch, window, window_size), scale, sink)[0], None
 
 
 def attend_joined(
@@ -111,10 +131,10 @@ def attend_joined(
     scale: float,
     window_size: int,
     ratio: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, None]:
     """`attn.attend` in one pass over window and entries, gathered side by side for some queries at a time."""
     assert compressed is not None
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    out = torch.empty_like(q)
     cache, table, lengths = _window(batch, window, window_size)
     entries, entry_table, entry_lengths = _compressed(batch, compressed, rows, ratio)
     near, far = table.shape[1], entry_table.shape[1]
@@ -130,13 +150,8 @@ def attend_joined(
             second_block_table=order[count * near :].view(count, far),
             second_context_lens=entry_lengths[at],
         )
-        out[at], lse[at] = tmo.attention(q[at].contiguous(), joined, lists.clamp_min(0), both, scale)
-    return _with_sink(out, lse, sink).to(q.dtype), lse
-
-
-def _with_sink(out: Tensor, lse: Tensor, sink: Tensor | None) -> Tensor:
-    """The sink adds exp(sink) to a denominator exp(lse)."""
-    return out if sink is None else out * torch.sigmoid(lse - sink).unsqueeze(-1)
+        out[at] = tmo.attention(q[at].contiguous(), joined, lists.clamp_min(0), both, scale, sink)[0]
+    return out, None
 
 
 def _window(batch: Batch, cache: KVCache, size: int) -> Listed:

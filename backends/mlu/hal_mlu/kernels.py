@@ -28,9 +28,13 @@ EXACT_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "int8_token")
 
 
 def kernels(target: Target) -> list[Kernel]:
-    """Kernels for a card: those whose operators the installed torch_mlu_ops has; all of them for a card elsewhere."""
+    """Kernels for a card: those whose operators the installed torch_mlu_ops has; all of them for a card elsewhere.
+
+    Adapters for bfloat16 only are left out on cards without it.
+    """
     floats = tuple(name for name in DTYPES if name != "bfloat16" or "bf16_mma" in target.features)
     adapters = [made for operators, made in _adapters(floats) if not target.present or _offered(operators)]
+    adapters = [made for made in adapters if all(rule.yes for rule in made.constraints if rule.kind == "dtype")]
     behind = plain.kernels("mlu", dtypes=floats, caches=CACHES, index=INDEX, weights=WEIGHTS, activations=ACTIVATIONS)
     return [*adapters, *behind]
 
@@ -64,14 +68,14 @@ def _adapters(floats: tuple[str, ...]) -> list[Adapter]:
 
 
 def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapter]:
-    attends = [
+    seen = [
         dtype("q").one_of(*bf16),
         layout("window").one_of(*PAGED_ROWS),
-        layout("compressed").one_of(*PAGED_ROWS),
-        layout("rows").one_of("selected"),
         attribute("window_size").between(1, 1 << 16),
         dim("heads").between(1, 128),
     ]
+    attends = [*seen, layout("compressed").one_of(*PAGED_ROWS), layout("rows").one_of("selected")]
+    alone = check(lambda facts: "compressed" not in facts.layouts, says="no compressed rows")
     both = check(lambda facts: "compressed" in facts.layouts, says="a cache of compressed rows")
     shapes = check(_pools, says=f"(overlap, ratio, head_dim) one of {', '.join(map(str, SHAPES))}")
     return [
@@ -85,6 +89,15 @@ def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapte
             layout("lse").one_of("none"),
         ),
         _adapter(
+            "attend.window",
+            "attn.attend",
+            "attention:attend_window",
+            "single_query_cached_kv_attn attention_with_sink",
+            *seen,
+            alone,
+            layout("lse").one_of("none"),
+        ),
+        _adapter(
             "attend.merged",
             "attn.attend",
             "attention:attend_merged",
@@ -95,9 +108,10 @@ def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapte
             "attend.joined",
             "attn.attend",
             "attention:attend_joined",
-            "single_query_cached_kv_attn concat_block_table",
+            "single_query_cached_kv_attn attention_with_sink concat_block_table",
             *attends,
             both,
+            layout("lse").one_of("none"),
         ),
         _adapter(
             "select",

@@ -4,6 +4,7 @@ Signatures are looked at once, when an operator is first used; what an adapter c
 
 | differs | 1.12.1 | earlier |
 |---|---|---|
+| attention's sink | `sink` | `learnable_sink`, or none |
 | attention's longest context | `max_context_len` | `max_contxt_len` |
 | the indexer's lengths | tokens, with `compress_ratio` | entries |
 | int8 quantiser, product | `scaled_quantize`, `scaled_matmul` | `per_token_smooth_quantize`, `smooth_quant_matmul` |
@@ -40,6 +41,9 @@ ALTERNATIVES = {
 }
 """Capabilities that any one of several operators gives."""
 
+SINK = "attention_with_sink"
+"""The capability of an attention operator that takes a sink."""
+
 
 def installed() -> bool:
     """Whether torch_mlu_ops can be imported."""
@@ -54,6 +58,8 @@ def offered(capability: str) -> bool:
     if not installed():
         return False
     module = import_module("torch_mlu_ops")
+    if capability == SINK:
+        return bool({"sink", "learnable_sink"} & _parameters("single_query_cached_kv_attn"))
     return any(hasattr(module, name) for name in ALTERNATIVES.get(capability, (capability,)))
 
 
@@ -74,22 +80,27 @@ def _parameters(name: str) -> frozenset[str]:
     return frozenset(inspect.signature(operator(name)).parameters)
 
 
-def attention(q: Tensor, rows: Tensor, table: Tensor, lengths: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Each query against its listed rows, without a sink.
+def attention(
+    q: Tensor, rows: Tensor, table: Tensor, lengths: Tensor, scale: float, sink: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Each query against its listed rows.
 
     Args:
         q: [tokens, heads, head_dim].
         rows: [n, head_dim], keys and values at once.
         table: int32 [tokens, most], rows of each query.
         lengths: int32 [tokens], how many of them count; at least 1.
+        sink: float32 [heads], adds exp(sink) to the denominators.
 
     Returns:
-        out like `q`, and lse float32 [tokens, heads].
+        out like `q`, and lse float32 [tokens, heads]; whether that contains a sink is not documented.
     """
     known = _parameters("single_query_cached_kv_attn")
     words: dict[str, Any] = {"max_context_len" if "max_context_len" in known else "max_contxt_len": table.shape[1]}
     if "out_dtype" in known:
         words |= {"out_dtype": q.dtype, "compute_dtype": torch.float, "head_size_v": q.shape[-1]}
+    if sink is not None:
+        words["sink" if "sink" in known else "learnable_sink"] = sink
     out, lse = operator("single_query_cached_kv_attn")(
         q=q.unsqueeze(1),
         k_cache=rows.view(-1, 1, 1, rows.shape[-1]),

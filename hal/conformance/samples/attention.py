@@ -29,7 +29,8 @@ def attend() -> Iterator[Sample]:
     yield attend_sample("csa", 4, PREFILL, "float32", "rows_f32", holes="front")
     yield attend_sample("csa", 4, MIXED, "float32", "rows_f32", holes="all")
     for requests in (PREFILL, DECODE, MIXED):
-        yield attend_sample("csa", 4, requests, "bfloat16", "rows_bf16", holes="selected")
+        for kind, ratio in (("swa", 0), ("csa", 4), ("hca", 128)):
+            yield attend_sample(kind, ratio, requests, "bfloat16", "rows_bf16", holes="selected")
     yield attend_sample("csa", 4, MIXED, "float32", "rows_f32", window=0, holes="all")
     yield attend_sample("hca", 128, MIXED, "float32", "rows_f32", window=0)
     yield attend_sample("swa", 0, MIXED, "float32", "rows_f32", sink=False)
@@ -71,7 +72,10 @@ def attend_sample(
         return q, near, far, chosen, draw.normal(heads) if sink else None, batch
 
     words = [kind, requests.title, dtype, rows, f"heads={heads}"]
-    words += [f"top_k={top_k}", f"holes={holes}"] if kind == "csa" else []
+    if kind == "csa":
+        words += [f"top_k={top_k}", f"holes={holes}"]
+    elif holes == "selected":
+        words += ["no-lse"]
     words += [f"window={window}", "sink" if sink else "no-sink"]
     sizes = {"heads": heads, "head_dim": head_dim} | ({"top_k": top_k} if kind == "csa" else {})
     return Sample(
