@@ -41,6 +41,10 @@ class Config:
         return self.tiles[tile]
 
 
+SINGLE = {"mlu": (1, 1)}
+"""Warps and stages of chips whose cores run one program each, without a pipeline."""
+
+
 @cache
 def table() -> Mapping[str, Mapping[str, Any]]:
     """The whole table: kernel -> chip -> entry."""
@@ -54,7 +58,8 @@ def config(kernel: str, chip: str) -> Config:
     entries = table()[kernel]
     entry = {**entries["default"], **entries.get(chip, {})}
     sizes = {name: value for name, value in entry.items() if name.isupper()}
-    return Config(MappingProxyType(sizes), entry["warps"], entry["stages"], entry["chosen"])
+    warps, stages = SINGLE.get(chip, (entry["warps"], entry["stages"]))
+    return Config(MappingProxyType(sizes), warps, stages, entry["chosen"])
 
 
 def chip() -> str:
