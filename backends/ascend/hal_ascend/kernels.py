@@ -41,9 +41,9 @@ def _vendor(target: Target) -> list[Kernel]:
     ) -> None:
         if not only or only in target.features:
             called = operators.split()
-            words = f"Calls {', '.join(called)}."
+            words = f"Calls {', '.join(called)}." if called else "One product of torch's own."
             code = f"hal_ascend.{function}"
-            made.append(Kernel(f"ascend.{name}", contract, code, (offers(target, *called), *constraints), notes=words))
+            made.append(Kernel(f"ascend.{name}", contract, code, (*offers(target, *called), *constraints), notes=words))
 
     halves = dtype("x").one_of(*HALVES)
     int8, mx = attribute("activation").one_of("int8_token"), attribute("activation").one_of(*E4M3)
@@ -110,6 +110,15 @@ def _vendor(target: Target) -> list[Kernel]:
         layout("weight").one_of(*MX_WEIGHTS),
         dim("features").multiple_of(128),
         only="mx_scaled_mma",
+    )
+    kernel(
+        "matmul.bf16",
+        "quant.matmul",
+        "matmul:matmul_bf16",
+        "",
+        dtype("x").one_of("bfloat16"),
+        attribute("activation").one_of("none", *E4M3),
+        layout("weight").one_of("bf16", *MX_WEIGHTS, "mxfp4"),
     )
     _attention(kernel, target)
     return made

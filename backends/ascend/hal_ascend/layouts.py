@@ -23,14 +23,12 @@ WEIGHTS = tuple(scheme for scheme in SCHEMES if scheme != "float64")
 
 @dataclass(frozen=True)
 class Chip:
-    """One generation: what its caches hold and what its matrix unit multiplies, best first."""
+    """One generation: what its caches hold and which weights its matrix unit multiplies as stored, best first."""
 
     soc: tuple[str, ...]
     caches: tuple[str, ...]
     index: tuple[str, ...]
-    matmul: tuple[str, ...]
-    experts: tuple[str, ...]
-    compressor: bool
+    schemes: tuple[str, ...]
 
     @property
     def all_caches(self) -> tuple[str, ...]:
@@ -45,26 +43,23 @@ class Chip:
     @property
     def weights(self) -> tuple[str, ...]:
         """Weight schemes: what is not multiplied as stored is dequantised on the device."""
-        return WEIGHTS
+        return tuple(dict.fromkeys((*self.schemes, *WEIGHTS)))
 
 
 _INT8_CHIP = {
     "caches": ("rows_bf16_fp8", "rows_bf16"),
     "index": ("index_int8_130", "index_bf16_mxfp4"),
-    "matmul": ("w8a8_int8",),
-    "experts": ("w8a8_int8",),
+    "schemes": ("w8a8_int8",),
 }
 
 CHIPS = {
-    "ascend:a2": Chip(soc=("Ascend910B",), compressor=False, **_INT8_CHIP),
-    "ascend:a3": Chip(soc=("Ascend910_93", "Ascend910C"), compressor=True, **_INT8_CHIP),
+    "ascend:a2": Chip(soc=("Ascend910B",), **_INT8_CHIP),
+    "ascend:a3": Chip(soc=("Ascend910_93", "Ascend910C"), **_INT8_CHIP),
     "ascend:a5": Chip(
         soc=("Ascend950",),
         caches=("v4_640",),
         index=("index_fp8_132",),
-        matmul=("mxfp8", "fp8_block128"),
-        experts=("mxfp8",),
-        compressor=True,
+        schemes=("mxfp8", "fp8_block128", "mxfp4"),
     ),
 }
 """By the name of the target; `soc` is how `torch.npu.get_device_name()` begins."""

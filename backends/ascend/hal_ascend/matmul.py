@@ -1,4 +1,4 @@
-"""Quantised products with torch_npu: int8 on A2 and A3, e4m3 with ue8m0 scales of 32 elements on the 950."""
+"""Quantised products: int8 or exact bfloat16 on A2 and A3, e4m3 with ue8m0 scales of 32 elements on the 950."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch_npu
 from torch import Tensor
+from torch.nn import functional as F
 
 from hal import formats
 from hal.derived import derived
@@ -52,6 +53,11 @@ def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
         pertoken_scale_dtype=torch_npu.float8_e8m0fnu,
         group_sizes=[1, 1, MX],
     )
+
+
+def matmul_bf16(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
+    """`quant.matmul` without a loss where there is no FP8: codes with ue8m0 scales are exact in bfloat16."""
+    return F.linear(formats.simulate(x, activation), weight.dequantize(torch.bfloat16))
 
 
 def row_scales(scales: Tensor, features: int, block: int) -> Tensor:

@@ -25,11 +25,13 @@ VLLM = "vllm_ascend"
 """The package that brings the operators of `torch.ops._C_ascend`."""
 
 
-def offers(target: Target, *operators: str) -> Constraint:
-    """The operators are here; taken for granted on a chip that is only described."""
+def offers(target: Target, *operators: str) -> list[Constraint]:
+    """The operators, if any, are here; taken for granted on a chip that is only described."""
+    if not operators:
+        return []
     missing = [each for each in operators if target.present and not _here(each)]
     words = f"{', '.join(operators)} in torch_npu and CANN" if operators[0] in CANN else f"{VLLM}'s {operators[0]}"
-    return check(lambda facts: not missing, says=words)
+    return [check(lambda facts: not missing, says=words)]
 
 
 @cache
