@@ -32,6 +32,14 @@ def test_the_account_is_last_and_green_is_zero() -> None:
     assert evidence.of_backend("cpu") == ()
 
 
+def test_what_the_user_prefers_does_not_choose_what_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAL_OPS", "moe.combine=!cpu.combine")
+    monkeypatch.setenv("HAL_CONFIG", "no such file")
+    assert run("verify", "cpu", "--quick", "--kernel", "cpu.combine")[0] == 0
+    monkeypatch.setenv("HAL_OPPS", "")
+    assert run("verify", "cpu", "--quick", "--kernel", "cpu.combine")[0] == 2
+
+
 def test_a_full_run_of_a_kernel_is_evidence() -> None:
     code, said = run("verify", "cpu", "--kernel", "cpu.combine", "--json")
     assert code == 0
