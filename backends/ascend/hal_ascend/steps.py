@@ -42,5 +42,6 @@ def fields(cache: KVCache, dtypes: dict[str, torch.dtype]) -> dict[str, Tensor]:
     for field in layout.sizes.fields:
         if field.name in dtypes:
             shape, strides = (len(pages), layout.block_size, field.bytes), (pages.stride(0), field.stride, 1)
-            views[field.name] = pages.as_strided(shape, strides, field.offset).view(dtypes[field.name])
+            view = pages.as_strided(shape, strides, pages.storage_offset() + field.offset)
+            views[field.name] = view.view(dtypes[field.name])
     return views
