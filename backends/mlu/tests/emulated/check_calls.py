@@ -226,3 +226,22 @@ def test_rows_inside_an_expert_come_in_the_vendors_order() -> None:
     assert expand.tolist() == [3, 1, 0, 2]
     assert combine.tolist() == [2, 1, 3, 0]
     assert (counts.tolist(), total.tolist()) == ([3, 1], [0, 3, 4])
+
+
+def test_moe_quantize_activates_gathers_and_scales() -> None:
+    x = torch.randn(3, 16, device=D)
+    smooth = torch.tensor([[1.0] * 8, [2.0] * 8], device=D)
+    codes, scales = tmo.moe_quantize(
+        x, smooth, token_count=ints(1, 3), gather_index=ints(2, 0, 1, 2), act_mode="silu", is_gated=True
+    )
+    gate, up = x.chunk(2, dim=-1)
+    inner = (torch.nn.functional.silu(gate) * up)[[2, 0, 1, 2]] * torch.tensor([1.0, 2, 2, 2], device=D)[:, None]
+    torch.testing.assert_close(codes.float() * scales[:, None], inner, rtol=0, atol=float(scales.max()) / 2)
+    with pytest.raises(RuntimeError, match="smooth"):
+        tmo.moe_quantize(x, smooth)
+
+
+def test_unused_experts_rows_are_not_written() -> None:
+    rows = tmo.moe_expand_input(bf16(4, 8), ints(3, 2, 1, 0), ints(0, 1, 3, 4), 1, 1)
+    assert rows[:2].isfinite().all().item()
+    assert rows[2:].isnan().all().item()
