@@ -221,6 +221,8 @@ CANN Error HcclGetRankId(void* comm, uint32_t* out) { *out = of(comm)->rank; ret
 CANN uint32_t HcclGetCommConfigCapability() { return 3; }
 CANN Error HcclGetCommAsyncError(void*, int* out) { *out = OK; return OK; }
 CANN const char* HcclGetErrorString(int) { return "the emulated HCCL refused the call"; }
+ACCEPTED(HcclSetConfig)
+CANN Error HcclGetConfig(int, int32_t* out) { *out = 0; return OK; }
 ACCEPTED(HcclGroupStart)
 ACCEPTED(HcclGroupEnd)
 
