@@ -39,20 +39,20 @@ def command(json: Json = False) -> None:
 
 
 def _kernels(loaded: Any) -> dict[str, list[dict[str, str]]]:
-    """Kernels by contract, over all chips that the backend finds or describes."""
+    """Kernels by contract, over all chips that the backend finds or describes; the best tier that each has on one."""
     from hal import evidence
     from hal.target import described
 
-    found: dict[str, list[dict[str, str]]] = {}
-    seen: set[str] = set()
-    records = evidence.of_backend(loaded.backend.name)
     backend = loaded.backend.name
+    records = evidence.of_backend(backend)
+    reached: dict[tuple[str, str], set[str]] = {}
     for target in loaded.targets() or [chip for chip in described() if chip.backend == backend]:
         for kernel in loaded.kernels(target):
-            if kernel.id not in seen:
-                seen.add(kernel.id)
-                tier = evidence.tier(kernel, target, records)
-                found.setdefault(kernel.contract, []).append({"id": kernel.id, "tier": tier})
+            reached.setdefault((kernel.contract, kernel.id), set()).add(evidence.tier(kernel, target, records))
+    found: dict[str, list[dict[str, str]]] = {}
+    for (contract, name), tiers in reached.items():
+        best = max(tiers - {"declared", "failed"}, key=evidence.TIERS.index, default=max(tiers))
+        found.setdefault(contract, []).append({"id": name, "tier": best})
     return found
 
 
