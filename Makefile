@@ -24,6 +24,7 @@ verify: $(VENV)/.test
 	$(bin)/hal verify reference
 	$(bin)/hal verify cpu
 	$(bin)/hal verify cuda@emulated
+	$(bin)/hal verify mlu@emulated
 	$(bin)/hal verify --self --readme README.md
 
 lint: $(VENV)/.test
