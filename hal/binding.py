@@ -9,7 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, overload
 
-from hal import ops
+from hal import environment, ops
 from hal.errors import ContractError, HalError, KernelError
 from hal.kernel import Kernel
 from hal.planning import Call, Choice, Plan, plan, served
@@ -30,8 +30,18 @@ def bind(planned: Plan | Call) -> dict[str, Bound] | Bound:
     """
     if isinstance(planned, Call):
         made = plan([planned])
-        return _bound(made.choices[0], made.target)
-    return {choice.call.title: _bound(choice, planned.target) for choice in planned.choices}
+        return _watched(_bound(made.choices[0], made.target), made.choices[0])
+    return {choice.call.title: _watched(_bound(choice, planned.target), choice) for choice in planned.choices}
+
+
+def _watched(bound: Bound, choice: Choice) -> Bound:
+    """What HAL_TRACE and HAL_CHECK ask for; nothing is wrapped or imported where neither is set."""
+    variables = environment.read()
+    if not variables.keys() & {"HAL_TRACE", "HAL_CHECK"}:
+        return bound
+    from hal.observing import watched
+
+    return watched(bound, choice, variables)
 
 
 def _bound(choice: Choice, target: Target) -> Bound:

@@ -1,0 +1,164 @@
+"""HAL_TRACE and HAL_CHECK: what wraps bound calls, only where one of them is set.
+
+HAL_TRACE is `plan`, `calls[:glob]` or `values[:glob]`, then `[@file]`: a JSON line per plan entry or call, on stderr or
+in the file. HAL_CHECK is `glob[/N]`: the first and every further Nth call of a fitting operator is also computed by the
+reference in float64 and judged; a disagreement is an error that names the operator, the kernel and the call.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hal.errors import BadRule, ConfigError, ParityError
+
+if TYPE_CHECKING:
+    from hal.planning import Choice
+
+KINDS = ("plan", "calls", "values")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What to write of which operators, and where: a path, or stderr where it is empty."""
+
+    kind: str
+    glob: str
+    file: str
+
+    @classmethod
+    def parse(cls, text: str) -> Trace:
+        """Raises:
+        BadRule: the text is not in the grammar.
+        """
+        what, _, file = text.partition("@")
+        kind, colon, glob = what.partition(":")
+        if kind not in KINDS or (colon and (kind == "plan" or not glob)) or ("@" in text and not file):
+            raise BadRule(
+                f"cannot read {text!r}",
+                where="HAL_TRACE",
+                fix="write plan, calls[:glob] or values[:glob], then [@file]",
+            )
+        return cls(kind, glob or "*", file)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Add one line."""
+        line = json.dumps(entry) + "\n"
+        if not self.file:
+            sys.stderr.write(line)
+            return
+        try:
+            with Path(self.file).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write: {error}", where="HAL_TRACE", fix="name a file that can be written"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Check:
+    """Which operators are compared with the reference, and every how many calls."""
+
+    glob: str
+    every: int
+
+    @classmethod
+    def parse(cls, text: str) -> Check:
+        """Raises:
+        BadRule: the text is not in the grammar.
+        """
+        glob, slash, every = text.partition("/")
+        if not glob or (slash and (not every.isdecimal() or int(every) < 1)):
+            raise BadRule(f"cannot read {text!r}", where="HAL_CHECK", fix="write glob or glob/N with N from 1 on")
+        return cls(glob, int(every) if slash else 1)
+
+
+def watched(bound: Callable[..., Any], choice: Choice, variables: Mapping[str, str]) -> Callable[..., Any]:
+    """A bound call with what the variables ask for around it; the call itself where they ask nothing of it.
+
+    Raises:
+        BadRule: a variable cannot be read.
+    """
+    contract = choice.call.contract
+    if text := variables.get("HAL_CHECK"):
+        check = Check.parse(text)
+        if fnmatchcase(contract, check.glob):
+            bound = _checked(bound, choice, check.every)
+    if text := variables.get("HAL_TRACE"):
+        trace = Trace.parse(text)
+        if trace.kind == "plan":
+            lost = {item.kernel: item.reason for item in choice.lost}
+            trace.write({"call": choice.call.title, "contract": contract, "kernel": choice.winner, "lost": lost})
+        elif fnmatchcase(contract, trace.glob):
+            bound = _traced(bound, choice, trace)
+    return bound
+
+
+def _checked(bound: Callable[..., Any], choice: Choice, every: int) -> Callable[..., Any]:
+    contract, attributes = choice.call.contract, dict(choice.call.attributes)
+    count = 0
+
+    def checked(*arguments: Any) -> Any:
+        nonlocal count
+        number, count = count, count + 1
+        if number % every:
+            return bound(*arguments)
+        from hal.numerics.contracts import expect
+
+        wanted = expect(contract, arguments, attributes)
+        outputs = bound(*arguments)
+        verdict = wanted.judge(outputs, arguments)
+        if not verdict:
+            raise ParityError(
+                f"{contract} by {choice.winner} differs from the reference in call {number}: {verdict.text}",
+                where=choice.call.title,
+                fix=f"run with HAL_OPS='{contract}=!{choice.winner}|*' and report it",
+            )
+        return outputs
+
+    return checked
+
+
+def _traced(bound: Callable[..., Any], choice: Choice, trace: Trace) -> Callable[..., Any]:
+    from time import perf_counter
+
+    def traced(*arguments: Any) -> Any:
+        began = perf_counter()
+        outputs = bound(*arguments)
+        entry = {
+            "call": choice.call.title,
+            "contract": choice.call.contract,
+            "kernel": choice.winner,
+            "seconds": perf_counter() - began,
+            "arguments": [_told(argument, trace.kind == "values") for argument in arguments],
+            "outputs": [
+                _told(output, trace.kind == "values")
+                for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))
+            ],
+        }
+        trace.write(entry)
+        return outputs
+
+    return traced
+
+
+def _told(value: Any, values: bool) -> Any:
+    """A tensor in words: dtype and shape, with `values` also its finite range, mean and count of NaN."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return None if value is None else type(value).__name__
+    words: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    if values and value.numel():
+        flat = value.detach().to("cpu").to(torch.float64)
+        finite = flat[flat.isfinite()]
+        words["nan"] = int(flat.isnan().sum())
+        if finite.numel():
+            words |= {"least": finite.min().item(), "most": finite.max().item(), "mean": finite.mean().item()}
+    return words
