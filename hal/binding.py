@@ -30,8 +30,13 @@ def bind(planned: Plan | Call) -> dict[str, Bound] | Bound:
     """
     if isinstance(planned, Call):
         made = plan([planned])
-        return _watched(_bound(made.choices[0], made.target), made.choices[0])
-    return {choice.call.title: _watched(_bound(choice, planned.target), choice) for choice in planned.choices}
+        return _bound(made.choices[0], made.target)
+    return {choice.call.title: _bound(choice, planned.target) for choice in planned.choices}
+
+
+def _bound(choice: Choice, target: Target) -> Bound:
+    """A call, or a part of one: a composite's parts are watched as its calls are."""
+    return _watched(_made(choice, target), choice)
 
 
 def _watched(bound: Bound, choice: Choice) -> Bound:
@@ -44,7 +49,7 @@ def _watched(bound: Bound, choice: Choice) -> Bound:
     return watched(bound, choice, variables)
 
 
-def _bound(choice: Choice, target: Target) -> Bound:
+def _made(choice: Choice, target: Target) -> Bound:
     attributes = dict(choice.call.attributes)
     if choice.parts:
         contract = ops.get(choice.call.contract)

@@ -1,8 +1,9 @@
 """HAL_TRACE and HAL_CHECK: what wraps bound calls, only where one of them is set.
 
 HAL_TRACE is `plan`, `calls[:glob]` or `values[:glob]`, then `[@file]`: a JSON line per plan entry or call, on stderr or
-in the file. HAL_CHECK is `glob[/N]`: the first and every further Nth call of a fitting operator is also computed by the
-reference in float64 and judged; a disagreement is an error that names the operator, the kernel and the call.
+in the file. HAL_CHECK is `glob[/N]`: the first and every further Nth call of a fitting operator, counted per use in the
+model, is also computed by the reference in float64 and judged; a disagreement is an error that names the operator, the
+kernel and the call. Parts of a composite are operators as well, and come before it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hal.errors import BadRule, ConfigError, ParityError
+from hal import ops
+from hal.environment import nearest
+from hal.errors import BadRule, ConfigError, ParityError, UnknownName
 
 if TYPE_CHECKING:
     from hal.planning import Choice
@@ -35,6 +38,7 @@ class Trace:
     def parse(cls, text: str) -> Trace:
         """Raises:
         BadRule: the text is not in the grammar.
+        UnknownName: the glob fits no operator.
         """
         what, _, file = text.partition("@")
         kind, colon, glob = what.partition(":")
@@ -44,6 +48,7 @@ class Trace:
                 where="HAL_TRACE",
                 fix="write plan, calls[:glob] or values[:glob], then [@file]",
             )
+        _known(glob or "*", "HAL_TRACE")
         return cls(kind, glob or "*", file)
 
     def write(self, entry: Mapping[str, Any]) -> None:
@@ -72,18 +77,25 @@ class Check:
     def parse(cls, text: str) -> Check:
         """Raises:
         BadRule: the text is not in the grammar.
+        UnknownName: the glob fits no operator.
         """
         glob, slash, every = text.partition("/")
         if not glob or (slash and (not every.isdecimal() or int(every) < 1)):
             raise BadRule(f"cannot read {text!r}", where="HAL_CHECK", fix="write glob or glob/N with N from 1 on")
+        _known(glob, "HAL_CHECK")
         return cls(glob, int(every) if slash else 1)
+
+
+def _known(glob: str, where: str) -> None:
+    if not any(fnmatchcase(contract, glob) for contract in ops.CONTRACTS):
+        raise UnknownName(f"no operator is called {glob!r}", where=where, fix=nearest(glob, ops.CONTRACTS))
 
 
 def watched(bound: Callable[..., Any], choice: Choice, variables: Mapping[str, str]) -> Callable[..., Any]:
     """A bound call with what the variables ask for around it; the call itself where they ask nothing of it.
 
     Raises:
-        BadRule: a variable cannot be read.
+        BadRule, UnknownName: a variable cannot be read.
     """
     contract = choice.call.contract
     if text := variables.get("HAL_CHECK"):
@@ -118,11 +130,18 @@ def _checked(bound: Callable[..., Any], choice: Choice, every: int) -> Callable[
             raise ParityError(
                 f"{contract} by {choice.winner} differs from the reference in call {number}: {verdict.text}",
                 where=choice.call.title,
-                fix=f"run with HAL_OPS='{contract}=!{choice.winner}|*' and report it",
+                fix=_way_out(choice),
             )
         return outputs
 
     return checked
+
+
+def _way_out(choice: Choice) -> str:
+    if choice.parts:
+        return "run with HAL_CHECK='*', which looks at its parts first"
+    denied = "|".join(f"!{kernel.id}" for kernel in choice.kernels)
+    return f"run with HAL_OPS='{choice.call.contract}={denied}|*' and report it"
 
 
 def _traced(bound: Callable[..., Any], choice: Choice, trace: Trace) -> Callable[..., Any]:
