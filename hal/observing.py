@@ -1,9 +1,10 @@
 """HAL_TRACE and HAL_CHECK: what wraps bound calls, only where one of them is set.
 
 HAL_TRACE is `plan`, `calls[:glob]` or `values[:glob]`, then `[@file]`: a JSON line per plan entry or call, on stderr or
-in the file. HAL_CHECK is `glob[/N]`: the first and every further Nth call of a fitting operator, counted per use in the
-model, is also computed by the reference in float64 and judged; a disagreement is an error that names the operator, the
-kernel and the call. Parts of a composite are operators as well, and come before it.
+in the file; a call that raised has its error in place of outputs. HAL_CHECK is `glob[/N]`: the first and every further
+Nth call of a fitting operator, counted per use in the model, is also computed by the reference in float64 and judged; a
+disagreement is an error that names the operator, the kernel and the call. Parts of a composite are operators as well,
+and come before it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal import ops
 from hal.environment import nearest
-from hal.errors import BadRule, ConfigError, ParityError, UnknownName
+from hal.errors import BadRule, ConfigError, HalError, ParityError, UnknownName
 
 if TYPE_CHECKING:
     from hal.planning import Choice
@@ -106,7 +107,9 @@ def watched(bound: Callable[..., Any], choice: Choice, variables: Mapping[str, s
         trace = Trace.parse(text)
         if trace.kind == "plan":
             lost = {item.kernel: item.reason for item in choice.lost}
-            trace.write({"call": choice.call.title, "contract": contract, "kernel": choice.winner, "lost": lost})
+            parts = [part.call.contract for part in choice.parts]
+            named = {"call": choice.call.title, "contract": contract, "kernel": choice.winner}
+            trace.write({**named, "parts": parts, "lost": lost})
         elif fnmatchcase(contract, trace.glob):
             bound = _traced(bound, choice, trace)
     return bound
@@ -147,21 +150,28 @@ def _way_out(choice: Choice) -> str:
 def _traced(bound: Callable[..., Any], choice: Choice, trace: Trace) -> Callable[..., Any]:
     from time import perf_counter
 
+    count = 0
+
     def traced(*arguments: Any) -> Any:
-        began = perf_counter()
-        outputs = bound(*arguments)
-        entry = {
+        nonlocal count
+        number, count = count, count + 1
+        entry: dict[str, Any] = {
             "call": choice.call.title,
+            "number": number,
             "contract": choice.call.contract,
             "kernel": choice.winner,
-            "seconds": perf_counter() - began,
             "arguments": [_told(argument, trace.kind == "values") for argument in arguments],
-            "outputs": [
-                _told(output, trace.kind == "values")
-                for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))
-            ],
         }
-        trace.write(entry)
+        began = perf_counter()
+        try:
+            outputs = bound(*arguments)
+        except Exception as error:
+            what = error.what if isinstance(error, HalError) else f"{type(error).__name__}: {error}"
+            trace.write({**entry, "error": what})
+            raise
+        entry["seconds"] = perf_counter() - began
+        told = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        trace.write({**entry, "outputs": [_told(output, trace.kind == "values") for output in told]})
         return outputs
 
     return traced

@@ -21,6 +21,7 @@ COMMANDS = (
     "generate",
     "verify",
     "replay",
+    "bisect",
     "bench",
     "new_backend",
 )

@@ -71,7 +71,9 @@ def test_traces_are_json_lines(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert (entry["contract"], entry["kernel"]) == ("moe.route", "cpu.route")
     if kind == "plan":
         assert "reference.route" in entry["lost"]
+        assert entry["parts"] == []
     else:
+        assert entry["number"] == 0
         assert entry["arguments"][0]["shape"] == [5, 8]
         assert ("mean" in entry["outputs"][0]) == kind.startswith("values")
 
@@ -144,6 +146,18 @@ def test_a_trace_names_the_parts_of_a_composite(monkeypatch: pytest.MonkeyPatch,
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [line["contract"] for line in lines] == ["attn.compress_pool", "attn.store", "attn.compress"]
     assert lines[0]["call"] == f"{sample.title}.compress_pool"
+
+
+def test_a_trace_has_the_call_that_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HAL_TRACE", f"calls@{tmp_path / 'run.jsonl'}")
+    route = bound()
+    route(LOGITS, None, None, None)  # type: ignore[operator]
+    with pytest.raises(hal.HalError):
+        route(None, None, None, None)  # type: ignore[operator]
+    good, bad = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    assert "error" not in good
+    assert (bad["number"], "outputs" in bad) == (1, False)
+    assert "cpu.route raised" in bad["error"]
 
 
 def test_generating_text_under_a_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Which operator is to blame: calls recorded and replayed elsewhere, and commands run again by halves."""
