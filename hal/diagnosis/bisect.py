@@ -97,15 +97,14 @@ class _Bisection:
         if not self.output and self._judged(everything, as_it_is) != BAD:
             return self._nothing(f"As it is the command ends with {as_it_is.says}, which is {found.tried[0].state}")
         if not everything:
-            why = "the reference serves every operator" if as_it_is.trace else "it plans no operator of hal"
-            return self._nothing(f"The command has nothing that could be switched: {why}")
+            why = "the reference serves every operator" if as_it_is.trace else "no operator of hal was planned"
+            return self._nothing(f"The command has nothing that could be switched: {why} ({_how(as_it_is)})")
         referred = self._run(variables(everything, everything, self.policy), "every operator on the reference")
         self.wanted = referred.stdout
         if self._judged((), referred) != GOOD:
             return self._nothing(
-                "The command fails with every operator on the reference as well "
-                f"({referred.says}{f', {referred.last}' if referred.last else ''}): "
-                "the fault is not in a kernel, or HAL_OPS does not reach it"
+                f"The command fails with every operator on the reference as well ({_how(referred)}): "
+                "the fault is not in a kernel"
             )
         if self.output and self._judged(everything, as_it_is) != BAD:
             return self._nothing("As it is the command prints what it prints with every operator on the reference")
@@ -182,3 +181,7 @@ class _Bisection:
                 first = BadCall(contract, bad["call"], bad["number"], bad["kernel"], bad["error"])
                 return Guilty(operators, first, dict(right), ended.says)
         return Guilty(operators, None, dict(right), ended.says)
+
+
+def _how(ended: Ended) -> str:
+    return f"{ended.says}: {ended.last}" if ended.last else ended.says
