@@ -22,7 +22,7 @@ USES = 4  # named one by one in the answer
 
 
 def command(
-    words: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What fails, as one writes it.")],
+    words: Annotated[list[str], typer.Argument(metavar="COMMAND", help="What fails, as one writes it, behind `--`.")],
     output: Annotated[
         bool, typer.Option("--output", help="Bad is what prints other text than with every operator on the reference.")
     ] = False,
@@ -42,7 +42,9 @@ def command(
         found = bisect(Command(words, timeout), output=output, tell=tell)
     said = answer(found, shlex.join(words))
     data = {"command": words, **asdict(found), "answer": said}
-    show(data, json, lambda: _tried(found), lambda: Text(said, style="" if found.guilty else "yellow"))
+    show(data, json, lambda: _tried(found))
+    if not json:  # its command line can be copied from a terminal only if nothing breaks it
+        console().print(Text(said, style="" if found.guilty else "yellow"), soft_wrap=True)
     raise typer.Exit(not found.guilty)
 
 

@@ -95,7 +95,8 @@ class _Bisection:
         found.operators = on_kernels(as_it_is.trace)
         everything = tuple(found.operators)
         if not self.output and self._judged(everything, as_it_is) != BAD:
-            return self._nothing(f"As it is the command ends with {as_it_is.says}, which is {found.tried[0].state}")
+            state = "is good" if as_it_is.code == 0 else "cannot be judged"
+            return self._nothing(f"As it is the command {state}: {found.tried[0].says}")
         if not everything:
             why = "the reference serves every operator" if as_it_is.trace else "no operator of hal was planned"
             return self._nothing(f"The command has nothing that could be switched: {why} ({_how(as_it_is)})")

@@ -31,7 +31,7 @@ class Ended:
     def says(self) -> str:
         """How it ended, in words."""
         if self.code is None:
-            return f"stopped after {self.seconds:.0f} s"
+            return f"stopped after {self.seconds:.3g} s"
         if self.code < 0:
             with suppress(ValueError):
                 return f"died of {signal.Signals(-self.code).name}"

@@ -71,9 +71,11 @@ def matmul(*arguments, **words):
 """
 
 
-def test_two_operators_that_fail_only_together(acme: Callable[..., Path]) -> None:
+def test_two_operators_that_fail_only_together(acme: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Routing weights stay in a workspace that the next product uses as scratch, before moe.ffn reads them."""
     acme(WORKSPACE, "route", "matmul")
+    monkeypatch.setenv("HAL_OPS", "attn.attend=reference.*;attn.*=!acme.select|*")
+    monkeypatch.setenv("HAL_ALLOW", "reference,unverified")
     code, found = bisected("--output", "--", *GENERATE)
     assert code == 0
     (guilty,) = found["guilty"]
@@ -82,6 +84,8 @@ def test_two_operators_that_fail_only_together(acme: Callable[..., Path]) -> Non
     assert guilty["right"]["route.top_k"] > 0
     assert guilty["right"]["linear.w1"] > 0
     assert "No call is wrong by itself" in found["answer"]
+    assert "attn.index_scores" in found["operators"]
+    assert "HAL_OPS='moe.route=reference.*;attn.attend=reference.*;attn.*=!acme.select|*'" in found["answer"]
 
 
 WRAPS = """
@@ -136,7 +140,7 @@ def test_a_fault_that_needs_3000_tokens(acme: Callable[..., Path], monkeypatch: 
     script = [sys.executable, str(folder / "prefill.py")]
     code, found = bisected("--", *script, "2900", str(folder / "2900.pt"))
     assert (code, found["runs"], found["guilty"]) == (1, 1, [])
-    assert "As it is the command ends with exit code 0" in found["answer"]
+    assert "As it is the command is good: exit code 0" in found["answer"]
 
     code, found = bisected("--", *script, "3100", str(folder / "3100.pt"))
     assert code == 0

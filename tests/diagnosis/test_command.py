@@ -55,7 +55,7 @@ def test_a_program_that_is_not_there() -> None:
     ("script", "code", "says"),
     [
         ("import sys; sys.exit('no model')", 1, "no operator of hal was planned (exit code 1: no model)."),
-        ("", 1, "As it is the command ends with exit code 0, which is good."),
+        ("", 1, "As it is the command is good: exit code 0."),
     ],
 )
 def test_a_command_without_operators(script: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:

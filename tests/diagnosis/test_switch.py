@@ -138,8 +138,8 @@ def test_what_cannot_be_judged_is_not_bad(cannot: int | None) -> None:
 @pytest.mark.parametrize(
     ("fails", "words", "says"),
     [
-        (lambda kept: 0, {}, "As it is the command ends with exit code 0, which is good."),
-        (lambda kept: 125, {}, "As it is the command ends with exit code 125, which is unclear."),
+        (lambda kept: 0, {}, "As it is the command is good: exit code 0."),
+        (lambda kept: 125, {}, "As it is the command cannot be judged: exit code 125."),
         (lambda kept: 1, {}, "The command fails with every operator on the reference as well (exit code 1)"),
         (lambda kept: 1, {"HAL_BACKEND": "reference"}, "the reference serves every operator"),
     ],
