@@ -36,17 +36,17 @@ def bind(planned: Plan | Call) -> dict[str, Bound] | Bound:
 
 def _bound(choice: Choice, target: Target) -> Bound:
     """A call, or a part of one: a composite's parts are watched as its calls are."""
-    return _watched(_made(choice, target), choice)
+    return _watched(_made(choice, target), choice, target)
 
 
-def _watched(bound: Bound, choice: Choice) -> Bound:
+def _watched(bound: Bound, choice: Choice, target: Target) -> Bound:
     """What HAL_TRACE and HAL_CHECK ask for; nothing is wrapped or imported where neither is set."""
     variables = environment.read()
     if not variables.keys() & {"HAL_TRACE", "HAL_CHECK"}:
         return bound
     from hal.observing import watched
 
-    return watched(bound, choice, variables)
+    return watched(bound, choice, target, variables)
 
 
 def _made(choice: Choice, target: Target) -> Bound:

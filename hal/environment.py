@@ -12,7 +12,7 @@ VARIABLES: dict[str, str] = {
     "HAL_BACKEND": "name[:chip][@emulated], auto or reference",
     "HAL_OPS": "opglob=choice|choice;..., choice = [!]kernelglob",
     "HAL_ALLOW": "words of: reference host requantize unverified nondeterministic",
-    "HAL_TRACE": "plan | calls[:glob] | values[:glob], then [@file]",
+    "HAL_TRACE": "plan | calls[:glob] | values[:glob], then [@file]; capture[:glob]@folder",
     "HAL_CHECK": "glob[/N]",
     "HAL_CONFIG": "a TOML file or hal.lock",
 }

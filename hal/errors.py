@@ -21,7 +21,8 @@ HalError
 ├── KernelError            a kernel raised
 │   └── HostFallback       a kernel left its device
 ├── ParityError            two implementations disagree
-└── CheckpointError        a file
+├── CheckpointError        a model's file
+└── CaptureError           a recording of calls
 """
 
 from __future__ import annotations
@@ -128,3 +129,7 @@ class ParityError(HalError):
 
 class CheckpointError(HalError):
     """A checkpoint cannot be read."""
+
+
+class CaptureError(HalError):
+    """A recording of calls cannot be written or read."""

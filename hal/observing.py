@@ -1,7 +1,8 @@
 """HAL_TRACE and HAL_CHECK: what wraps bound calls, only where one of them is set.
 
 HAL_TRACE is `plan`, `calls[:glob]` or `values[:glob]`, then `[@file]`: a JSON line per plan entry or call, on stderr or
-in the file; a call that raised has its error in place of outputs. HAL_CHECK is `glob[/N]`: the first and every further
+in the file; a call that raised has its error in place of outputs. `capture[:glob]@folder` records whole calls, tensors
+included, for `hal replay capture`. HAL_CHECK is `glob[/N]`: the first and every further
 Nth call of a fitting operator, counted per use in the model, is also computed by the reference in float64 and judged; a
 disagreement is an error that names the operator, the kernel and the call. Parts of a composite are operators as well,
 and come before it.
@@ -23,13 +24,14 @@ from hal.errors import BadRule, ConfigError, HalError, ParityError, UnknownName
 
 if TYPE_CHECKING:
     from hal.planning import Choice
+    from hal.target import Target
 
-KINDS = ("plan", "calls", "values")
+KINDS = ("plan", "calls", "values", "capture")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What to write of which operators, and where: a path, or stderr where it is empty."""
+    """What to write of which operators, and where: a file or folder, or stderr where it is empty."""
 
     kind: str
     glob: str
@@ -43,11 +45,12 @@ class Trace:
         """
         what, _, file = text.partition("@")
         kind, colon, glob = what.partition(":")
-        if kind not in KINDS or (colon and (kind == "plan" or not glob)) or ("@" in text and not file):
+        globbed = not colon or (glob and kind != "plan")
+        if kind not in KINDS or not globbed or (("@" in text or kind == "capture") and not file):
             raise BadRule(
                 f"cannot read {text!r}",
                 where="HAL_TRACE",
-                fix="write plan, calls[:glob] or values[:glob], then [@file]",
+                fix="write plan, calls[:glob] or values[:glob], then [@file], or capture[:glob]@folder",
             )
         _known(glob or "*", "HAL_TRACE")
         return cls(kind, glob or "*", file)
@@ -92,7 +95,9 @@ def _known(glob: str, where: str) -> None:
         raise UnknownName(f"no operator is called {glob!r}", where=where, fix=nearest(glob, ops.CONTRACTS))
 
 
-def watched(bound: Callable[..., Any], choice: Choice, variables: Mapping[str, str]) -> Callable[..., Any]:
+def watched(
+    bound: Callable[..., Any], choice: Choice, target: Target, variables: Mapping[str, str]
+) -> Callable[..., Any]:
     """A bound call with what the variables ask for around it; the call itself where they ask nothing of it.
 
     Raises:
@@ -111,6 +116,8 @@ def watched(bound: Callable[..., Any], choice: Choice, variables: Mapping[str, s
             named = {"call": choice.call.title, "contract": contract, "kernel": choice.winner}
             trace.write({**named, "parts": parts, "lost": lost})
         elif fnmatchcase(contract, trace.glob):
+            if trace.kind == "capture":
+                return _recorded(bound, choice, target, trace.file)
             bound = _traced(bound, choice, trace)
     return bound
 
@@ -145,6 +152,12 @@ def _way_out(choice: Choice) -> str:
         return "run with HAL_CHECK='*', which looks at its parts first"
     denied = "|".join(f"!{kernel.id}" for kernel in choice.kernels)
     return f"run with HAL_OPS='{choice.call.contract}={denied}|*' and report it"
+
+
+def _recorded(bound: Callable[..., Any], choice: Choice, target: Target, folder: str) -> Callable[..., Any]:
+    from hal.diagnosis.capture import recorded
+
+    return recorded(bound, choice, target, folder)
 
 
 def _traced(bound: Callable[..., Any], choice: Choice, trace: Trace) -> Callable[..., Any]:

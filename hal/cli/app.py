@@ -20,6 +20,7 @@ COMMANDS = (
     "plan",
     "generate",
     "verify",
+    "capture",
     "replay",
     "bisect",
     "bench",
