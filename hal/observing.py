@@ -133,7 +133,7 @@ def _checked(bound: Callable[..., Any], choice: Choice, every: int) -> Callable[
             return bound(*arguments)
         from hal.numerics.contracts import expect
 
-        wanted = expect(contract, arguments, attributes)
+        wanted = expect(contract, arguments, attributes, layouts=choice.call.layouts)
         outputs = bound(*arguments)
         verdict = wanted.judge(outputs, arguments)
         if not verdict:

@@ -72,7 +72,7 @@ def replay(capture: Capture, calls: list[Recorded], policy: Policy) -> Iterator[
 
 def _replayed(call: Recorded, target: Target, policy: Policy) -> Replayed:
     planned = call.call
-    expected = expect(call.contract, call.arguments(), planned.attributes)
+    expected = expect(call.contract, call.arguments(), planned.attributes, layouts=planned.layouts)
     there = expected.judge(call.outputs(), call.arguments(after=True))
     try:
         made = plan([planned], target=target, policy=policy)

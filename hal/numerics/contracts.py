@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from hal.errors import ContractError
@@ -33,7 +34,11 @@ _RULES: dict[str, Callable[..., list[Part]]] = {
 
 
 def expect(
-    contract: str, arguments: Sequence[Any], attributes: Mapping[str, Any], precision: Precision | None = None
+    contract: str,
+    arguments: Sequence[Any],
+    attributes: Mapping[str, Any],
+    precision: Precision | None = None,
+    layouts: Mapping[str, str] = MappingProxyType({}),
 ) -> Expectation:
     """What the call `contract(*arguments, **attributes)` must return and leave behind.
 
@@ -42,6 +47,7 @@ def expect(
     Args:
         arguments: in the order of the contract's signature, optional ones None.
         precision: what the kernel declares where the contract leaves a choice; None: what the contract promises.
+        layouts: of the planned call; an output that it declines (`lse`: `none`) may be anything.
 
     Raises:
         ContractError: no rule is known for `contract`.
@@ -55,4 +61,5 @@ def expect(
     module, name = get(contract).reference.split(":")
     reference = getattr(import_module(module), name)
     copies = tuple(host(argument) for argument in arguments)
-    return Expectation(contract, tuple(_RULES[contract](reference, copies, dict(attributes), precision)))
+    parts = _RULES[contract](reference, copies, dict(attributes), precision)
+    return Expectation(contract, tuple(part for part in parts if layouts.get(part.name) != "none"))

@@ -102,6 +102,7 @@ CASES: dict[str, tuple[str, dict[str, str], str | None]] = {
         {},
         None,
     ),
+    "CaptureError": ("from hal.diagnosis.record import Capture; Capture('nowhere')", {}, None),
     "CheckpointError": (
         "from hal.models.deepseek_v4 import DeepseekV4; DeepseekV4.from_checkpoint('nowhere')",
         {"HAL_BACKEND": "cpu"},
