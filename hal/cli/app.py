@@ -20,6 +20,7 @@ COMMANDS = (
     "plan",
     "generate",
     "verify",
+    "parity",
     "capture",
     "replay",
     "bisect",

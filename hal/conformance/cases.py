@@ -33,7 +33,7 @@ from hal.policy import Policy
 from hal.selection import REFERENCE, target_of
 from hal.target import Target
 
-__all__ = ["Case", "cases_of", "find", "subjects"]
+__all__ = ["Case", "cases_of", "find", "subjects", "unlike"]
 
 QUICK = 2
 """Samples per law, and repeated runs, of a quick run."""
@@ -102,7 +102,7 @@ def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Ca
     """Every case of one kernel, in a fixed order; `quick` leaves out parity of samples alike and most repetitions."""
     mine = [sample for sample in samples(kernel.contract) if eligible(kernel, sample.call, target)]
     mine = mine or nearest(kernel, target)
-    chosen = _unlike(mine) if quick else mine
+    chosen = unlike(mine) if quick else mine
     for sample in chosen:
         yield Case(kernel, "parity", sample.title, _parity(sample), sample)
     tried = [sample for sample in chosen if not sample.once]
@@ -122,7 +122,7 @@ def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Ca
             yield Case(kernel, "hidden", beyond.title, _unclaimed(hidden), hidden)
 
 
-def _unlike(found: list[Sample]) -> list[Sample]:
+def unlike(found: list[Sample]) -> list[Sample]:
     """The largest sample of each kind (dtypes, layouts, attributes), and one of each with a size of zero."""
     kept: dict[Any, Sample] = {}
     for sample in found:

@@ -9,17 +9,22 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["Asked", "Found", "serve"]
+__all__ = ["Asked", "Cases", "Found", "serve"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a worker is told at its start. `setup` is a `module:function` to call first."""
+    """What a worker is told at its start. `setup` is a `module:function` to call first.
+
+    `inside` is the `module:Class` that answers: made of this, its `answer(word, argument)` gives the answer and
+    `upset(word, argument, answer)` says whether that was the last one.
+    """
 
     backend: str
     environment: dict[str, str]
     kernel: str = "*"
     setup: str = ""
+    inside: str = "hal.conformance.inside:Cases"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Found:
 
 
 def serve(connection: Connection, asked: Asked) -> None:
-    """Answer `("list", quick)` with `Found` and `("run", name)` with a `Result`, until the other end is closed.
+    """Answer requests, a word and its argument, until the other end is closed.
 
     An error of hal is answered by itself. Beside each answer stands whether it is the last one: an accelerator that a
     case has upset may answer nothing right after it.
@@ -42,29 +47,38 @@ def serve(connection: Connection, asked: Asked) -> None:
     from hal.errors import HalError
 
     if asked.setup:
-        module, name = asked.setup.split(":")
-        getattr(import_module(module), name)()
-    inside = _Inside(asked)
+        _named(asked.setup)()
+    inside = _named(asked.inside)(asked)
     while True:
         try:
             word, argument = connection.recv()
         except EOFError:
             return
         try:
-            answer = inside.list(argument) if word == "list" else inside.run(argument)
+            answer = inside.answer(word, argument)
         except HalError as error:
             answer = error
-        last = word == "run" and inside.upset(argument, answer)
+        last = inside.upset(word, argument, answer)
         connection.send((answer, last))
         if last:
             return
 
 
-class _Inside:
+def _named(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+class Cases:
+    """Answers `("list", quick)` with `Found` and `("run", name)` with a `Result`."""
+
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self._subjects: list[Any] = []
         self._cases: dict[str, Any] = {}
+
+    def answer(self, word: str, argument: Any) -> Any:
+        return self.list(argument) if word == "list" else self.run(argument)
 
     def subjects(self) -> list[Any]:
         from hal.conformance.cases import subjects
@@ -72,9 +86,9 @@ class _Inside:
         self._subjects = self._subjects or subjects(self.asked.backend, self.asked.kernel)
         return self._subjects
 
-    def upset(self, name: str, answer: Any) -> bool:
+    def upset(self, word: str, name: Any, answer: Any) -> bool:
         """Whether the device may be in no state for another case."""
-        if self.subjects()[0].target.device_type == "cpu":
+        if word != "run" or self.subjects()[0].target.device_type == "cpu":
             return False
         return getattr(answer, "status", "") != "passed" or "/hidden/" in name
 

@@ -30,6 +30,10 @@ class Worker:
     `setup` is a `module:function` that is called there first.
     """
 
+    inside = "hal.conformance.inside:Cases"
+    kept: tuple[str, ...] = ()
+    """The variables of hal that reach the worker. None: every kernel is verified, whatever HAL_OPS prefers."""
+
     def __init__(self, backend: str, kernel: str = "*", limit: float = LIMIT, setup: str = "") -> None:
         self.backend, self.kernel, self.limit, self.setup = backend, kernel, limit, setup
         self._process: Any = None
@@ -48,7 +52,7 @@ class Worker:
             Broken: the backend hung, crashed or ended the process.
             HalError: what it said itself.
         """
-        answer = self._ask(("list", quick))
+        answer = self.ask(("list", quick))
         if isinstance(answer, str):
             fix = "repair or uninstall it"
             raise Broken(f"listing its kernels {answer}", where=self.backend, fix=fix)
@@ -59,7 +63,7 @@ class Worker:
 
     def run(self, name: str) -> Result:
         """Run one case; a process that dies of it is replaced at the next one."""
-        answer = self._ask(("run", name))
+        answer = self.ask(("run", name))
         if isinstance(answer, str):
             return Result(name, CRASHED, answer)
         if isinstance(answer, HalError):
@@ -78,7 +82,7 @@ class Worker:
                 self._process.join()
         self._process = self._connection = None
 
-    def _ask(self, request: tuple[str, Any]) -> Any:
+    def ask(self, request: tuple[str, Any]) -> Any:
         """The answer; or, in words, how the process ended without one."""
         if self._connection is None:
             self._start()
@@ -102,7 +106,7 @@ class Worker:
         if "forkserver" in methods:
             context.set_forkserver_preload(list(PRELOADED))
         self._connection, theirs = context.Pipe()
-        asked = Asked(self.backend, _environment(), self.kernel, self.setup)
+        asked = Asked(self.backend, _environment(self.kept), self.kernel, self.setup, self.inside)
         self._process = context.Process(target=serve, args=(theirs, asked), daemon=True)
         self._process.start()
         theirs.close()
@@ -116,7 +120,8 @@ class Worker:
         return f"exited: the process ended with code {code}"
 
 
-def _environment() -> dict[str, str]:
-    """This process's, without the user's words on selection: every kernel is verified, whatever HAL_OPS prefers."""
+def _environment(kept: tuple[str, ...]) -> dict[str, str]:
+    """This process's, without the user's words on selection apart from those that are `kept`."""
     environment.read()
-    return {name: value for name, value in os.environ.items() if name not in environment.VARIABLES}
+    dropped = environment.VARIABLES.keys() - set(kept)
+    return {name: value for name, value in os.environ.items() if name not in dropped}

@@ -32,6 +32,13 @@ class Grid:
     step: Tensor | None = None
     moving: bool = False
 
+    def slack(self, rules: Rules = DEFAULT) -> Tensor:
+        """How much farther than the nearest grid point a value may lie from the exact one, float64.
+
+        The nearest point to x' with |x' - x| <= d is no farther from x than the nearest one to x, plus 2d.
+        """
+        return 2 * rules.noise * self.noise.double().expand_as(self.exact) + 1e-12 * self.exact.double().abs()
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -53,8 +60,7 @@ def judge_grid(got: Tensor, want: Grid, rules: Rules = DEFAULT, output: str = ""
     y = got.detach().to(exact.device).double()
     noise = want.noise.double().expand_as(exact)
     own = (rounded - exact).abs()
-    # The nearest point to x' with |x' - x| <= d is no farther from x than the nearest one to x, plus 2d.
-    slack = 2 * rules.noise * noise + 1e-12 * exact.abs()
+    slack = want.slack(rules)
     wrong = (y != rounded) & ~(y.isnan() & rounded.isnan())
     error = torch.where(wrong, (y - exact).abs(), own).nan_to_num(torch.inf, torch.inf)
     margins = torch.where(wrong, (error - own) / slack.clamp_min(1e-300), 0.0)

@@ -34,6 +34,12 @@ class Sums:
     one_sided: Tensor | None = None
     jump: Tensor | None = None
 
+    def bound(self, rules: Rules = DEFAULT) -> Tensor:
+        """The largest error that each element may have, float64."""
+        noise = rules.noise * self.noise.double().expand_as(self.reference)
+        allowance = noise if self.jump is None else torch.maximum(noise, self.jump)
+        return rules.ulps * ulp(self.reference.double(), self.dtype) + allowance
+
 
 def judge_sums(got: Tensor, want: Sums, rules: Rules = DEFAULT, output: str = "") -> Verdict:
     """Judge `got` of the reference's shape. Never raises on bad values; they are what it reports."""
@@ -47,8 +53,7 @@ def judge_sums(got: Tensor, want: Sums, rules: Rules = DEFAULT, output: str = ""
     y = got.detach().to(r.device).double()
     spacing = ulp(r, want.dtype)
     noise = want.noise.double().expand_as(r)
-    allowance = rules.noise * noise if want.jump is None else torch.maximum(rules.noise * noise, want.jump)
-    bound = rules.ulps * spacing + allowance
+    bound = want.bound(rules)
     finite = r.isfinite()
     # Where the exact value lies at the end of the dtype's range both answers are right.
     edge = finite & (r.abs() + bound > torch.finfo(want.dtype).max) & y.isinf() & (y.sign() == r.sign())
