@@ -20,6 +20,9 @@ from hal.policy import Policy
 from hal.selection import REFERENCE, target_of
 from hal.target import Target
 
+SHOWN = 3
+"""Blockers in the text of an error; all of them are in its `blockers`, and in `hal plan`."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -125,7 +128,7 @@ def plan(calls: Iterable[Call], *, target: Target | None = None, policy: Policy 
     blockers: list[Blocker] = []
     choices = tuple(_choose(call, policy, target, kernels, barred, blockers) for call in calls)
     if blockers:
-        raise _blocked(target, blockers)
+        raise _blocked(target, blockers, policy.allow)
     made = Plan(target, policy, choices)
     if policy.lock:
         policy.lock.check(made.lock, policy.origins.get("lock", ""))
@@ -146,12 +149,14 @@ def references() -> list[Kernel]:
     ]
 
 
-def _blocked(target: Target, blockers: list[Blocker]) -> PlanError:
-    """The one error for all blockers."""
+def _blocked(target: Target, blockers: list[Blocker], allowed: frozenset[str]) -> PlanError:
+    """The one error for all blockers; its text shows some."""
     texts = tuple(blocker.text for blocker in blockers)
-    what = f"{target.name} cannot serve {len(texts)} call{'s' if len(texts) > 1 else ''}: {'; '.join(texts)}"
-    words = sorted({blocker.word for blocker in blockers})
+    first = "; ".join(texts[:SHOWN]) + (f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
+    what = f"{target.name} cannot serve {len(texts)} call{'s' if len(texts) > 1 else ''}: {first}"
+    words = {blocker.word for blocker in blockers}
     if "" not in words:
+        words = sorted(words | allowed)
         return Forbidden(what, where="plan", fix=f"set HAL_ALLOW={','.join(words)} to permit it", blockers=texts)
     fix = "set HAL_ALLOW=reference to let the references serve them" if target.name != REFERENCE else ""
     kind = Uncovered if all(blocker.hole for blocker in blockers) else NoKernel

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 from hal import environment
 from hal.conformance.inside import Asked, Found, serve
@@ -39,7 +39,7 @@ class Worker:
         self._process: Any = None
         self._connection: Connection | None = None
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

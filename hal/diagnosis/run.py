@@ -30,6 +30,7 @@ class Job:
     Attributes:
         checkpoint: a folder.
         pieces: the tokens, as they are fed: some prefilled in chunks, the last ones one by one.
+        dtype: of activations; None: what the backend's chip has.
         numerics: of the run; None: what the backend's chip has.
         wide: compute in float64; what is quantised stays quantised.
         noise: standard deviation of the relative error that is put on every layer's input, from `seed`.
@@ -37,6 +38,7 @@ class Job:
 
     checkpoint: Path
     pieces: tuple[tuple[int, ...], ...]
+    dtype: str | None = None
     numerics: Numerics | None = None
     wide: bool = False
     noise: float = 0.0
@@ -184,7 +186,7 @@ def _model(job: Job, backend: str) -> DeepseekV4:
     from hal.models.deepseek_v4.weights import Weights
 
     if job.numerics is None:
-        return DeepseekV4.from_checkpoint(job.checkpoint, backend=backend)
+        return DeepseekV4.from_checkpoint(job.checkpoint, backend=backend, dtype=job.dtype)
     checkpoint = Checkpoint.open(job.checkpoint)
     checkpoint.check()
     numerics = _wide(job.numerics) if job.wide else job.numerics

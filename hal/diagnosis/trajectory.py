@@ -1,10 +1,12 @@
 """A whole model on two backends: how far hidden states are from exact ones, layer by layer, and how far they may be.
 
-What is exact: the reference in float64 with the side's own formats (cache rows, weights and activations quantised as that
-chip does it), so that only errors of computing are left. How far an honest implementation is from it: the reference in
-the side's own dtype, `HONEST` times, each with other rounding errors put on every layer's input. The largest of them
-times `SLACK` is the bound: rounding flips codes and choices of a quantised model, how often and how far they carry is
-different for every model, and is measured rather than guessed.
+What is exact: the reference in float64 with the side's own formats (cache rows, weights and activations quantised as
+that chip does it), so that only errors of computing are left. How far an honest implementation is from it: the
+reference in the side's own dtype, `HONEST` times, each with other errors of size `NOISE` put on every layer's input,
+which stand for the rounding inside a layer in another order. The largest of them times `SLACK` is the bound: rounding
+flips codes and choices of a quantised model, how often and how far they carry differs from model to model, and is
+measured rather than guessed. The bound cannot see a fault that is as small as that; the judge of every single operator
+call of the run does.
 
 What a side's formats cost, against the official arithmetic in float64, is told beside it: it is declared, and no error.
 """
@@ -32,19 +34,19 @@ SLACK = 2.0
 LIMIT = 3600.0
 """Seconds that one run of the model may take."""
 
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}
+NOISE = {"float64": 2.0**-50, "float32": 2.0**-21, "bfloat16": 2.0**-8, "float16": 2.0**-10}
+"""Relative, standard deviation. Of 8 roundings in wide types, so that rare flips of codes are in the sample."""
 TEXT = (
-    "The for statement is used to iterate over the elements of a sequence (such as a string, tuple or list) or other "
-    "iterable object. The expression list is evaluated once; it should yield an iterable object. An iterator is created "
-    "for that iterable. The first item provided by the iterator is then assigned to the target list using the standard "
-    "rules for assignments, and the suite is executed. This repeats for each item provided by the iterator. When the "
-    "iterator is exhausted, the suite in the else clause, if present, is executed, and the loop terminates."
+    "A comparison of two chips starts with the same words. Every layer reads what the layer before it has written, "
+    "and a small error grows or fades on its way. def mean(values): return sum(values) / len(values). The first layer "
+    "whose error is larger than rounding can make it tells where to look. class Reader: pass. Numbers such as 3.14159 "
+    "and 2.71828, names in many cases, (brackets), quotes and long identifiers_with_underscores keep tokens uneven. "
 )
 
 
 @dataclass(frozen=True)
 class Apart:
-    """Two logits: Kullback-Leibler divergence in nats, mean over tokens; share of tokens with the same likeliest one."""
+    """Two logits: mean Kullback-Leibler divergence in nats; share of tokens with the same likeliest one; largest."""
 
     kl: float
     greedy: float
@@ -91,8 +93,8 @@ class Followed:
         if self.left is not None:
             error, bound = self.errors[self.left], self.bounds[self.left]
             return (
-                f"{self.name}: hidden states leave their bound after layer {self.left} ({error:.2g}, allowed {bound:.2g}), "
-                "though every operator is right on the arguments that it got: look at what is done between operators"
+                f"{self.name}: hidden states leave their bound after layer {self.left} ({error:.2g}, allowed "
+                f"{bound:.2g}), though every operator is right on the arguments that it got: look between operators"
             )
         worst = max((e / b for e, b in zip(self.errors, self.bounds, strict=True) if b), default=0.0)
         return f"{self.name}: every layer within {worst:.2g} of its bound, every operator right"
@@ -131,19 +133,29 @@ def tokens_of(checkpoint: Path, text: str | None, count: int) -> tuple[int, ...]
 
 
 def follow(
-    checkpoint: Path, names: tuple[str, str], tokens: Sequence[int], tell: Callable[[str], None] = lambda _: None
+    checkpoint: Path,
+    names: tuple[str, str],
+    tokens: Sequence[int],
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    dtype: str | None = None,
 ) -> Trajectory:
     """Run a model on two backends, and on the reference as often as bounds need it.
+
+    Args:
+        tokens: of one request: a prefill in two chunks, then some decoding steps.
+        tell: is told what runs.
+        dtype: of activations; by default each chip's own.
 
     Raises:
         HalError: a side cannot run the model; the checkpoint cannot be read.
     """
-    job = Job(checkpoint, _pieces(tuple(tokens)))
+    job = Job(checkpoint, _pieces(tuple(tokens)), dtype)
     with ExitStack() as stack:
         runners = [stack.enter_context(Runner(name, limit=LIMIT)) for name in names]
         reference = stack.enter_context(Runner("reference", limit=LIMIT))
-        ran = [_told(tell, f"{runner.backend}: the model", runner.run, job) for runner in runners]  # type: ignore[attr-defined]
-        sides = [_followed(runner, reference, job, one, tell) for runner, one in zip(runners, ran, strict=True)]  # type: ignore[arg-type]
+        ran = [_told(tell, f"{runner.backend}: the model", runner.run, job) for runner in runners]
+        sides = [_followed(runner, reference, job, one, tell) for runner, one in zip(runners, ran, strict=True)]
     between = tuple(map(_rms, ran[0].layers, ran[1].layers))
     apart = _apart(ran[0].logits, ran[1].logits)
     return Trajectory(str(checkpoint), len(tokens), ran[0].kinds, (sides[0], sides[1]), between, apart)
@@ -170,7 +182,7 @@ def _followed(runner: Runner, reference: Runner, job: Job, ran: Ran, tell: Calla
     config = Checkpoint.open(job.checkpoint).config
     mine = replace(job, numerics=ran.numerics)
     exact = _told(tell, f"{runner.backend}: exact, with its formats", reference.run, replace(mine, wide=True))
-    noise = UNIT[ran.numerics.dtype]
+    noise = NOISE[ran.numerics.dtype]
     honest = [
         _told(tell, f"{runner.backend}: honest run {seed + 1}", reference.run, replace(mine, noise=noise, seed=seed))
         for seed in range(HONEST)
