@@ -156,8 +156,8 @@ def _blocked(target: Target, blockers: list[Blocker], allowed: frozenset[str]) -
     what = f"{target.name} cannot serve {len(texts)} call{'s' if len(texts) > 1 else ''}: {first}"
     words = {blocker.word for blocker in blockers}
     if "" not in words:
-        words = sorted(words | allowed)
-        return Forbidden(what, where="plan", fix=f"set HAL_ALLOW={','.join(words)} to permit it", blockers=texts)
+        fix = f"set HAL_ALLOW={','.join(sorted(words | allowed))} to permit it"
+        return Forbidden(what, where="plan", fix=fix, blockers=texts)
     fix = "set HAL_ALLOW=reference to let the references serve them" if target.name != REFERENCE else ""
     kind = Uncovered if all(blocker.hole for blocker in blockers) else NoKernel
     return kind(what, where="plan", fix=fix, blockers=texts)

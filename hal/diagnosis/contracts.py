@@ -1,7 +1,8 @@
-"""Every contract's samples on two backends, each judged by the reference in float64, and one against the other.
+"""Every contract's samples on two backends, or a capture's calls on another backend than the one that it is of.
 
-The kernels are those that each backend's plan gives the sample; `hal verify` looks at the others. A sample that a side
-cannot serve is named with its reason, and is no disagreement.
+Both are judged by the reference in float64, and compared with each other. The kernels are those that each backend's
+plan gives the call; `hal verify` looks at the others. A call that a side cannot serve is named with its reason, and is
+no disagreement.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 from hal import ops
 from hal.conformance.cases import unlike
 from hal.conformance.samples import Sample, samples
-from hal.conformance.trial import expectation
 from hal.diagnosis.errors import EDGES, Difference, Worst, differences, histogram
-from hal.diagnosis.side import Ran, Side
+from hal.diagnosis.side import Question, Ran, Side, Taken
 from hal.numerics import Expectation, Verdict
+from hal.numerics.contracts import expect
 
 __all__ = ["Compared", "One", "Parity", "compare", "parities", "planned"]
 
@@ -127,14 +128,14 @@ def planned(contracts: Iterable[str], quick: bool = False) -> list[Sample]:
     ]
 
 
-def compare(sides: tuple[Side, Side], wanted: Iterable[Sample]) -> Iterator[Compared]:
-    """Run and judge samples, one after the other, the two sides at the same time."""
+def compare(sides: tuple[Side | Taken, Side | Taken], wanted: Iterable[Question]) -> Iterator[Compared]:
+    """Run and judge calls, one after the other, the two sides at the same time."""
     with ThreadPoolExecutor(2) as pool:
         for sample in wanted:
-            running = [pool.submit(side.run, sample.contract, sample.title) for side in sides]
-            expected = expectation(sample)
+            running = [pool.submit(side.run, sample) for side in sides]
+            expected = expect(sample.contract, sample.arguments(), sample.attributes, layouts=sample.layouts)
             ran = running[0].result(), running[1].result()
-            outcomes = [one.outcome(sample.arguments()) if one.found else None for one in ran]
+            outcomes = [one.outcome(sample.arguments()) for one in ran]
             verdicts = [_verdict(one, expected, outcome) for one, outcome in zip(ran, outcomes, strict=True)]
             served = any(outcome is not None for outcome in outcomes)
             difference = differences(expected, outcomes) if served else None

@@ -154,6 +154,19 @@ class Recorded:
         return str(self.line["kernel"])
 
     @property
+    def title(self) -> str:
+        """The use, and which call of it."""
+        return f"{self.use}, call {self.count}"
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        return self.call.attributes
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        return self.call.layouts
+
+    @property
     def call(self) -> Call:
         """To be planned on another chip: the static facts that the run planned with."""
         words = self.line["call"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from hal.diagnosis.contracts import A_WRONG, AGREE, APART, B_WRONG, BOTH_WRONG, Parity
 from hal.diagnosis.side import Told
+from hal.diagnosis.trajectory import Trajectory
 
 __all__ = ["Report"]
 
@@ -19,17 +20,20 @@ class Report:
     Attributes:
         names: as they were asked for.
         quick: only the largest sample of each kind was run.
+        model: a whole model on both, where one was asked for.
     """
 
     names: tuple[str, str]
     told: tuple[Told, Told]
     contracts: tuple[Parity, ...]
     quick: bool = False
+    model: Trajectory | None = None
 
     @property
     def agrees(self) -> bool:
         """Nothing that ran was wrong, and something ran on both."""
-        return not self.wrong and any(one.verdict == AGREE for one in self.contracts)
+        ran = self.model is not None or any(one.verdict == AGREE for one in self.contracts)
+        return ran and not self.wrong and (self.model is None or self.model.agrees)
 
     @property
     def wrong(self) -> list[Parity]:
@@ -39,6 +43,13 @@ class Report:
     @property
     def answer(self) -> str:
         """Whether they compute the same, and if not, who is wrong in what."""
+        said = [self._operators] if self.contracts else []
+        if self.model is not None:
+            said.append(self.model.answer)
+        return " ".join(said)
+
+    @property
+    def _operators(self) -> str:
         if self.wrong:
             return " ".join(self._blamed(side) for side in (0, 1) if self._guilty(side))
         agreed = [one for one in self.contracts if one.verdict == AGREE]
@@ -69,7 +80,8 @@ class Report:
         )
         contracts = [{**asdict(one), "verdict": one.verdict} for one in self.contracts]
         whole = {"answer": self.answer, "agrees": self.agrees, "quick": self.quick, "a": a, "b": b}
-        plain: dict[str, Any] = _plain({**whole, "contracts": contracts})
+        model = None if self.model is None else {"answer": self.model.answer, **asdict(self.model)}
+        plain: dict[str, Any] = _plain({**whole, "contracts": contracts, "model": model})
         return plain
 
 

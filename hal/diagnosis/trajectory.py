@@ -3,10 +3,10 @@
 What is exact: the reference in float64 with the side's own formats (cache rows, weights and activations quantised as
 that chip does it), so that only errors of computing are left. How far an honest implementation is from it: the
 reference in the side's own dtype, `HONEST` times, each with other errors of size `NOISE` put on every layer's input,
-which stand for the rounding inside a layer in another order. The largest of them times `SLACK` is the bound: rounding
-flips codes and choices of a quantised model, how often and how far they carry differs from model to model, and is
-measured rather than guessed. The bound cannot see a fault that is as small as that; the judge of every single operator
-call of the run does.
+which stand for the rounding inside a layer in another order: rounding flips codes and choices of a quantised model, how
+often and how far they carry differs from model to model, and is measured rather than guessed. The largest of them times
+`SLACK` is the bound, and never less than what sums in another order cost (`SUMS`, growing with the root of the depth).
+The bound cannot see a fault that is as small as that; the judge of every single operator call of the run does.
 
 What a side's formats cost, against the official arithmetic in float64, is told beside it: it is declared, and no error.
 """
@@ -36,6 +36,9 @@ LIMIT = 3600.0
 
 NOISE = {"float64": 2.0**-50, "float32": 2.0**-21, "bfloat16": 2.0**-8, "float16": 2.0**-10}
 """Relative, standard deviation. Of 8 roundings in wide types, so that rare flips of codes are in the sample."""
+SUMS = {"float64": 2.0**-47, "float32": 2.0**-18, "bfloat16": 2.0**-18, "float16": 2.0**-18}
+"""Relative, of a layer: 64 roundings of the type that sums are made in."""
+
 TEXT = (
     "A comparison of two chips starts with the same words. Every layer reads what the layer before it has written, "
     "and a small error grows or fades on its way. def mean(values): return sum(values) / len(values). The first layer "
@@ -85,6 +88,11 @@ class Followed:
         return self.left is None and self.blame is None
 
     @property
+    def worst(self) -> float:
+        """The error of the worst layer; 1 is its bound."""
+        return max((e / b for e, b in zip(self.errors, self.bounds, strict=True) if b), default=0.0)
+
+    @property
     def answer(self) -> str:
         """What was found, in a sentence."""
         if self.blame is not None:
@@ -96,8 +104,7 @@ class Followed:
                 f"{self.name}: hidden states leave their bound after layer {self.left} ({error:.2g}, allowed "
                 f"{bound:.2g}), though every operator is right on the arguments that it got: look between operators"
             )
-        worst = max((e / b for e, b in zip(self.errors, self.bounds, strict=True) if b), default=0.0)
-        return f"{self.name}: every layer within {worst:.2g} of its bound, every operator right"
+        return f"{self.name}: every layer within {self.worst:.2g} of its bound, every operator right"
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,18 @@ class Trajectory:
     def agrees(self) -> bool:
         """Neither side is wrong."""
         return all(side.agrees for side in self.sides)
+
+    @property
+    def answer(self) -> str:
+        """Whether the model is the same on both sides, and where a side goes wrong first."""
+        if not self.agrees:
+            return " ".join(f"{side.answer}." for side in self.sides if not side.agrees)
+        a, b = (side.name for side in self.sides)
+        worst = max(side.worst for side in self.sides)
+        return (
+            f"{a} and {b} agree on the model: over {self.tokens} tokens every layer is within {worst:.2g} of its "
+            f"bound, and {self.apart.greedy:.1%} of the likeliest tokens are equal."
+        )
 
 
 def tokens_of(checkpoint: Path, text: str | None, count: int) -> tuple[int, ...]:
@@ -192,7 +211,11 @@ def _followed(runner: Runner, reference: Runner, job: Job, ran: Ran, tell: Calla
     tell(f"{runner.backend}: every operator of the run")
     blame = runner.check(job)
     errors = tuple(map(_rms, ran.layers, exact.layers))
-    bounds = tuple(SLACK * max(_rms(one.layers[layer], x) for one in honest) for layer, x in enumerate(exact.layers))
+    floor = SUMS[ran.numerics.dtype]
+    bounds = tuple(
+        max(floor * (layer + 1) ** 0.5, SLACK * max(_rms(one.layers[layer], x) for one in honest))
+        for layer, x in enumerate(exact.layers)
+    )
     outside = [layer for layer, (e, b) in enumerate(zip(errors, bounds, strict=True)) if not e <= b]
     lossy = "w8a8_int8" in (ran.numerics.linear, ran.numerics.experts) and config.quantization is not None
     return Followed(

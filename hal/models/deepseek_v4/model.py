@@ -108,7 +108,7 @@ class DeepseekV4(nn.Module):
         Args:
             path: a folder with `config.json` and `*.safetensors`.
             backend: as `HAL_BACKEND`; by default what the environment says.
-            dtype: `float32`, `bfloat16` or `float64`; by default float32 on CPUs and bfloat16 elsewhere, on emulated chips too.
+            dtype: `float32`, `bfloat16` or `float64`; by default float32 on CPUs, bfloat16 on other chips.
             simulate: the official code's simulated quantisation; by default on where the checkpoint is quantised.
             context: most tokens a request may hold; by default the configuration's maximum. Kernels are planned for it.
 
