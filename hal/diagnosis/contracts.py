@@ -7,7 +7,6 @@ no disagreement.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,26 +50,26 @@ class One:
         errors: counts of elements by size of error, see `hal.diagnosis.errors.EDGES`.
     """
 
-    kernels: dict[str, int] = field(default_factory=Counter)
-    refused: dict[str, int] = field(default_factory=Counter)
+    kernels: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     served: int = 0
     wrong: int = 0
     margin: float = 0.0
-    guilty: dict[str, int] = field(default_factory=Counter)
+    guilty: dict[str, int] = field(default_factory=dict)
     first: str = ""
     errors: list[int] = field(default_factory=lambda: [0] * (len(EDGES) + 1))
 
     def add(self, sample: str, ran: Ran, verdict: Verdict | None) -> None:
         """Count one sample."""
         if verdict is None:
-            self.refused[ran.why] += 1
+            _count(self.refused, ran.why)
             return
         self.served += 1
-        self.kernels[ran.kernel or "none"] += 1
+        _count(self.kernels, ran.kernel or "none")
         self.margin = max(self.margin, verdict.margin)
         if not verdict:
             self.wrong += 1
-            self.guilty[ran.kernel or "its process"] += 1
+            _count(self.guilty, ran.kernel or "its process")
             self.first = self.first or f"{sample}: {verdict.text}"
 
 
@@ -157,3 +156,7 @@ def _verdict(ran: Ran, expected: Expectation, outcome: tuple[Any, tuple[Any, ...
     if outcome is None:
         return Verdict(False, "raised", margin=2.0, note=ran.error)
     return expected.judge(*outcome)
+
+
+def _count(counts: dict[str, int], what: str) -> None:
+    counts[what] = counts.get(what, 0) + 1

@@ -140,11 +140,12 @@ def tokens_of(checkpoint: Path, text: str | None, count: int) -> tuple[int, ...]
     """The first `count` tokens of a text; ours, over and over, where none is given.
 
     Raises:
-        CheckpointError: there is no tokenizer.
+        CheckpointError: there is no checkpoint, or no tokenizer.
         ConfigError: the text has no tokens.
     """
-    from hal.models.deepseek_v4 import Tokenizer
+    from hal.models.deepseek_v4 import Checkpoint, Tokenizer
 
+    Checkpoint.open(checkpoint)
     ids = Tokenizer.open(checkpoint).encode(TEXT if text is None else text)
     if not ids:
         raise ConfigError("the prompt has no tokens", where="--prompt", fix="give some text")
