@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hal.rope import rotate as rotate
     from hal.selection import layouts_of as layouts_of
     from hal.selection import target_of as target_of
+    from hal.streams import overlap as overlap
     from hal.target import Backend as Backend
     from hal.target import Target as Target
 
@@ -34,6 +35,7 @@ _WHERE = {
     "Backend": "hal.target", "HalError": "hal.errors", "Batch": "hal.batch", "KVCache": "hal.cache",
     "StateCache": "hal.cache", "Rope": "hal.rope", "rotate": "hal.rope", "PackedWeight": "hal.formats",
     "target_of": "hal.selection", "layouts_of": "hal.selection", "prepare": "hal.formats", "layout": "hal.layouts",
+    "overlap": "hal.streams",
 }  # fmt: skip
 """Public name -> the module that has it. No module is called as a public name is."""
 

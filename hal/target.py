@@ -17,7 +17,10 @@ else:
 
 @dataclass(frozen=True)
 class Target:
-    """`name` is `backend` or `backend:chip`; capabilities are named features, never an order of numbers."""
+    """`name` is `backend` or `backend:chip`; capabilities are named features, never an order of numbers.
+
+    `streams`: side streams on which independent parts of a layer may run beside each other (`hal.overlap`).
+    """
 
     name: str
     device_type: str
@@ -25,6 +28,7 @@ class Target:
     facts: Mapping[str, Any] = field(default_factory=dict)
     present: bool = True
     emulated: bool = False
+    streams: int = 0
 
     @property
     def asked(self) -> str:

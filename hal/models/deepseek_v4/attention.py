@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hal import overlap
 from hal.batch import Batch
 from hal.models.deepseek_v4.caches import LayerCaches
 from hal.models.deepseek_v4.calls import attend_name, compress_name
@@ -70,6 +71,9 @@ class Indexer(nn.Module):
 class Attention(nn.Module):
     """Queries from a low-rank latent, one shared head as key and value, grouped low-rank output projection."""
 
+    streams = 0
+    """Side streams for what is independent: queries, the indexer, and what later tokens will attend to."""
+
     def __init__(self, weights: Weights, prefix: str, operators: Operators, layer: int) -> None:
         super().__init__()
         config = weights.config
@@ -95,20 +99,33 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, batch: Batch, caches: LayerCaches) -> Tensor:
         """`x [tokens, hidden]` -> `[tokens, hidden]`; the caches of this block advance by the batch."""
         latent = self.q_norm(self.wq_a(x))
-        cos, sin = batch.derive(("rope", self.rope), lambda: self.rope.cos_sin(batch.positions))
-        q = self.wq_b(latent).unflatten(-1, (self.heads, -1))
-        q = rotate(q * inverse_rms(wide(q), self.eps).to(q.dtype), cos, sin)
+        chosen, q, _ = overlap(
+            x.device,
+            self.streams,
+            lambda: None if self.indexer is None else self.indexer(x, latent, batch, caches),
+            lambda: self._queries(latent, batch),
+            lambda: self._remember(x, batch, caches),
+        )
+        out, _ = self.attend(q, caches.window, caches.compressed, chosen, self.attn_sink, batch)
 
+        out = rotate(out, *self._angles(batch), inverse=True).flatten(1).unflatten(1, (self.groups, -1))
+        per_group = self.wo_a.unflatten(0, (self.groups, -1))
+        y: Tensor = self.wo_b(torch.einsum("tgi,goi->tgo", out, per_group).flatten(1))
+        return y
+
+    def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch.derive(("rope", self.rope), lambda: self.rope.cos_sin(batch.positions))
+
+    def _queries(self, latent: Tensor, batch: Batch) -> Tensor:
+        """Normalised and rotated, `[tokens, heads, head_dim]`."""
+        q = self.wq_b(latent).unflatten(-1, (self.heads, -1))
+        return rotate(q * inverse_rms(wide(q), self.eps).to(q.dtype), *self._angles(batch))
+
+    def _remember(self, x: Tensor, batch: Batch, caches: LayerCaches) -> None:
+        """The window gets the batch's rows, the compressor advances."""
         rows = batch.derive(
             ("deepseek_v4", "window rows"), lambda: caches.window.physical(batch.slots[batch.request], batch.positions)
         )
         self.store(self.wkv(x), self.kv_norm.weight, self.rope, batch.positions, rows, caches.window)
         if self.compressor is not None:
             self.compressor(x, batch, caches.state, caches.compressed)
-        chosen = None if self.indexer is None else self.indexer(x, latent, batch, caches)
-        out, _ = self.attend(q, caches.window, caches.compressed, chosen, self.attn_sink, batch)
-
-        out = rotate(out, cos, sin, inverse=True).flatten(1).unflatten(1, (self.groups, -1))
-        per_group = self.wo_a.unflatten(0, (self.groups, -1))
-        y: Tensor = self.wo_b(torch.einsum("tgi,goi->tgo", out, per_group).flatten(1))
-        return y

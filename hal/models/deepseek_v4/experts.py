@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hal import overlap
 from hal.formats import PackedWeight
 from hal.models.deepseek_v4.layers import Linear, Operators, frozen, wide
 from hal.models.deepseek_v4.weights import Weights, plain_scheme
@@ -76,6 +77,9 @@ def _pack(weight: Tensor | PackedWeight) -> PackedWeight:
 class MoE(nn.Module):
     """Routed experts through `moe.ffn`, the shared expert as its residual."""
 
+    streams = 0
+    """Side streams: the shared expert runs beside the gate."""
+
     def __init__(self, weights: Weights, prefix: str, operators: Operators, layer: int) -> None:
         super().__init__()
         self.gate = Gate(weights, f"{prefix}gate.", operators, hashed=weights.config.is_hash(layer))
@@ -85,6 +89,8 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor, token_ids: Tensor) -> Tensor:
         """`x [tokens, hidden]`, `token_ids [tokens]` int64 -> `[tokens, hidden]`."""
-        weights, experts = self.gate(x, token_ids)
-        y: Tensor = self.ffn(x, experts, weights, *self.experts.packed(), self.shared_experts(x), None)
+        (weights, experts), shared = overlap(
+            x.device, self.streams, lambda: self.gate(x, token_ids), lambda: self.shared_experts(x)
+        )
+        y: Tensor = self.ffn(x, experts, weights, *self.experts.packed(), shared, None)
         return y

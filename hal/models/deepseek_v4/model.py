@@ -87,6 +87,8 @@ class DeepseekV4(nn.Module):
         self.norm = Norm(weights.full("norm.weight"), config.rms_norm_eps)
         self.head = frozen(weights.full("head.weight"))
         self.mtp = nn.ModuleList(DraftBlock(weights, operators, layer) for layer in config.layers[main:])
+        for block in (*self.layers, *self.mtp):
+            block.attn.streams = block.ffn.streams = plan.target.streams
 
     @property
     def simulate(self) -> bool:
