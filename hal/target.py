@@ -62,6 +62,7 @@ def described() -> tuple[Target, ...]:
             frozenset(chip.get("features", ())),
             {fact["name"]: fact for fact in chip.get("facts", ())},
             present=False,
+            streams=chip.get("streams", 0),
         )
         for name, chip in words.items()
     )

@@ -20,9 +20,6 @@ __all__ = ["chips_here", "watched"]
 FALLEN_BACK = re.compile(r"The operator '([^']+)' is not currently supported on the NPU backend")
 """torch_npu's words when an operator has no kernel and runs on the host."""
 
-STREAMS = 2
-"""Side streams: the indexer, the queries and the rest of attention's preparation are three parts."""
-
 
 def chips_here() -> list[Target]:
     """One target for this machine's chips, which are alike; none where torch_npu is not installed or finds no chip.
@@ -57,11 +54,9 @@ def chips_here() -> list[Target]:
     soc = torch.npu.get_device_name(0)
     for name, chip in CHIPS.items():
         if soc.startswith(chip.soc):
-            return [
-                replace(next(target for target in described() if target.name == name), present=True, streams=STREAMS)
-            ]
-    words = ", ".join(word for chip in CHIPS.values() for word in chip.soc)
-    raise NoDevice(f"the chip {soc!r} is not described", where="hal_ascend.layouts", fix=f"known are {words}")
+            return [replace(next(target for target in described() if target.name == name), present=True)]
+    known = ", ".join(word for chip in CHIPS.values() for word in chip.soc)
+    raise NoDevice(f"the chip {soc!r} is not described", where="hal_ascend.layouts", fix=f"known are {known}")
 
 
 def _reason(error: BaseException) -> str:

@@ -14,9 +14,6 @@ MAJOR, MINOR = 75, 76
 ALIKE = {"sm86": "sm80", "sm87": "sm80", "sm103": "sm100", "sm121": "sm120"}
 """Chips without a profile of their own that have the features of another one."""
 
-STREAMS = 2
-"""Side streams: the indexer, the queries and the rest of attention's preparation are three parts."""
-
 
 def present(capabilities: Callable[[], list[tuple[int, int]]] | None = None) -> list[Target]:
     """The GPUs of this machine, one target per kind of chip, first device first."""
@@ -32,8 +29,8 @@ def _target(chip: str) -> Target:
     profiles = {target.name: target for target in described()}
     known = profiles.get(f"cuda:{chip}") or profiles.get(f"cuda:{ALIKE.get(chip, '')}")
     if known is None:
-        return Target(f"cuda:{chip}", "cuda", streams=STREAMS)
-    return Target(f"cuda:{chip}", "cuda", known.features, known.facts, streams=STREAMS)
+        return Target(f"cuda:{chip}", "cuda")
+    return Target(f"cuda:{chip}", "cuda", known.features, known.facts, streams=known.streams)
 
 
 def _capabilities() -> list[tuple[int, int]]:
