@@ -22,7 +22,7 @@ from typing import Any
 from hal import plugins
 from hal.conformance.arguments import same_bits
 from hal.conformance.edges import Outside, eligible, inside, nearest, outside
-from hal.conformance.laws import Law, laws_of
+from hal.conformance.laws import CAPTURED, Law, laws_of
 from hal.conformance.samples import Sample, samples
 from hal.conformance.samples.variants import variant
 from hal.conformance.trial import Subject, Wrong, expectation, judge
@@ -109,7 +109,7 @@ def cases_of(kernel: Kernel, target: Target, quick: bool = False) -> Iterator[Ca
     if kernel.deterministic:
         for sample in _first(tried, QUICK if quick else len(tried)):
             yield Case(kernel, "repeat", sample.title, _repeated(sample), sample)
-    for law in laws_of(kernel.contract):
+    for law in (*laws_of(kernel.contract), CAPTURED):
         fitting = [sample for sample in tried if law.applies(kernel, sample)]
         for sample in _first(fitting, QUICK if quick else len(fitting)):
             yield Case(kernel, "law", f"{law.name}/{sample.title}", _lawful(law, sample), sample)

@@ -19,6 +19,7 @@ ONE_OF_A_KIND = {
     "mutant-scheme-not-implemented": "raised: ",
     "mutant-segmentation-fault": "crashed: SIGSEGV",
     "mutant-process-ended": "exited: ",
+    "mutant-mask-read-in-a-graph": "law: declared capturable",
     "mutant-split-where-tokens-are-few": "law: declared batch invariant",
 }
 

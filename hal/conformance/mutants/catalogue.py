@@ -279,6 +279,14 @@ MUTANTS = (
     _planted(
         "quant.matmul",
         "matmul",
+        "mask_read_in_a_graph",
+        "pytorch/pytorch/issues/78549",
+        "declared capturable, and a mask as an index makes the host wait for the device",
+        capturable=True,
+    ),
+    _planted(
+        "quant.matmul",
+        "matmul",
         "process_ended",
         "AtomaAI/atoma-infer/issues/156",
         "the library ends the process on an error",
@@ -287,7 +295,7 @@ MUTANTS = (
 """One bug each."""
 
 HONEST = tuple(
-    Mutant(contract, f"{_HERE}.{module}:{name}", "the reference, copied")
+    Mutant(contract, f"{_HERE}.{module}:{name}", "the reference, copied", flags={"capturable": name == "matmul"})
     for contract, module, name in (
         ("attn.attend", "attention", "attend"),
         ("attn.select", "attention", "select"),

@@ -1,0 +1,122 @@
+"""The law of kernels that declare `capturable`: a graph that records their calls may be replayed on other values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hal.batch import Batch
+from hal.binding import bind
+from hal.conformance.laws.law import Law
+from hal.conformance.samples import Sample
+from hal.conformance.trial import Subject, Wrong
+
+__all__ = ["CAPTURED", "host_reads"]
+
+ASK = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::bincount",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+}
+"""Operators of torch whose result's value or shape the host has to know."""
+
+MASKED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+"""They ask where an index is a mask."""
+
+STAND_INS = ("triton.", "hal_emulators.")
+"""Modules that compute in the chip's place: what they read the chip reads."""
+
+
+@contextmanager
+def host_reads() -> Iterator[list[str]]:
+    """What brings values of a device to the host inside, by name."""
+    with ExitStack() as stack:
+        watch = stack.enter_context(_Watch())
+        for name in ("tolist", "numpy", "__array__", "cpu"):
+            stack.enter_context(mock.patch.object(Tensor, name, _told(name, getattr(Tensor, name), watch.found)))
+        yield watch.found
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if (name in ASK or self._masked(name, args) or self._moved(name, args, kwargs)) and not _stands_in():
+            self.found.append(name.removeprefix("aten::"))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _masked(name: str, args: Any) -> bool:
+        """A mask as an index, or counts that say how often to repeat."""
+        if name in MASKED:
+            if len(args) > 2 and args[2].numel() == 1:
+                return False  # is filled in place
+            return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        return name == "aten::repeat_interleave" and len(args) < 2
+
+    @staticmethod
+    def _moved(name: str, args: Any, kwargs: Any) -> bool:
+        if name == "aten::_to_copy":
+            wanted = kwargs.get("device")
+            return wanted is not None and torch.device(wanted).type == "cpu" and args[0].device.type != "cpu"
+        return name == "aten::copy_" and args[0].device.type == "cpu" != args[1].device.type
+
+
+def _told(name: str, method: Any, found: list[str]) -> Any:
+    def call(self: Tensor, *arguments: Any, **words: Any) -> Any:
+        if not _stands_in():
+            found.append(name)
+        return method(self, *arguments, **words)
+
+    return call
+
+
+def _stands_in() -> bool:
+    """Whether this call comes out of an emulator."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith(STAND_INS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _captured(subject: Subject, sample: Sample) -> None:
+    bound = bind(subject.plan(sample.call))[sample.call.title]
+    arguments = sample.arguments(subject.target.device_type)
+    with torch.no_grad():
+        bound(*arguments)  # weights may be repacked once
+        for batch in arguments:
+            if isinstance(batch, Batch):
+                batch.__dict__.pop("_derived", None)
+        with host_reads() as found:
+            bound(*arguments)
+    if found:
+        names = ", ".join(dict.fromkeys(found))
+        raise Wrong("law", f"declared capturable, and reads values of the device on the host: {names}")
+
+
+CAPTURED = Law(
+    "captured",
+    "Nothing that depends on values of tensors is decided on the host, so that a graph can record the call.",
+    _captured,
+    lambda kernel, _: kernel.capturable,
+)
