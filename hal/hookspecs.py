@@ -1,12 +1,13 @@
-"""The hooks of a backend. Five give data, one observes; none can wrap or replace."""
+"""The hooks of a backend. Six give data, one observes; none can wrap or replace."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pluggy
 
-from hal.kernel import Kernel
+from hal.kernel import Compiled, Kernel
 from hal.target import Backend, Target
 
 API = (1, 0)
@@ -39,6 +40,11 @@ def hal_layouts(target: Target) -> list[str]:  # type: ignore[empty-body]
 @hookspec
 def hal_watch_host(target: Target) -> Any:
     """A context manager whose value is a list that gets the name of every operator which ran on the host."""
+
+
+@hookspec
+def hal_compile(target: Target) -> Iterator[Compiled]:  # type: ignore[empty-body]
+    """What a compiler makes of every kernel on a target that need not be here, launch by launch."""
 
 
 @hookspec

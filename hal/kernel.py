@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hal.constraints import Constraint
@@ -35,3 +35,25 @@ class Kernel:
         module, name = self.code.split(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel, compiled for a chip with one set of compile-time values.
+
+    Attributes:
+        kernel: the function that is launched.
+        serves: ids of the kernels that launch it.
+        entry: its configuration's name.
+        values: compile-time values, in words.
+        facts: what the compiler says: registers, bytes spilled, KiB of shared memory and the like.
+        fault: why it is no good, empty where it is.
+    """
+
+    chip: str
+    kernel: str
+    serves: tuple[str, ...]
+    entry: str
+    values: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""

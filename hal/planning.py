@@ -21,7 +21,7 @@ from hal.selection import REFERENCE, target_of
 from hal.target import Target
 
 SHOWN = 3
-"""Blockers in the text of an error; all of them are in its `blockers`, and in `hal plan`."""
+"""Blockers whose reasons an error spells out; those of the others are in its `blockers`, and in `hal plan`."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,10 @@ def references() -> list[Kernel]:
 
 
 def _blocked(target: Target, blockers: list[Blocker], allowed: frozenset[str]) -> PlanError:
-    """The one error for all blockers; its text shows some."""
+    """The one error for all blockers; its text has the reasons of some."""
     texts = tuple(blocker.text for blocker in blockers)
-    first = "; ".join(texts[:SHOWN]) + (f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
+    rest = [text.partition(": ")[0] for text in texts[SHOWN:]]
+    first = "; ".join(texts[:SHOWN]) + (f"; and also {', '.join(rest)}" if rest else "")
     what = f"{target.name} cannot serve {len(texts)} call{'s' if len(texts) > 1 else ''}: {first}"
     words = {blocker.word for blocker in blockers}
     if "" not in words:

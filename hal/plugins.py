@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from hal import hookspecs
 from hal.environment import nearest
 from hal.errors import ApiMismatch, Broken, Conflict, HalError, NotInstalled
 from hal.hookspecs import hookimpl
-from hal.kernel import Kernel
+from hal.kernel import Compiled, Kernel
 from hal.target import Backend, Target
 
 __all__ = ["GROUP", "Loaded", "hookimpl", "installed", "load"]
@@ -60,6 +61,10 @@ class Loaded:
     def layouts(self, target: Target) -> list[str]:
         """Cache layouts and weight schemes, best first."""
         return list(self._call("hal_layouts", target=target))
+
+    def compiled(self, target: Target) -> Iterator[Compiled]:
+        """What a compiler makes of the kernels on a target; nothing where the backend has no compiler."""
+        yield from self._call("hal_compile", target=target)
 
     def watch_host(self, target: Target) -> AbstractContextManager[list[str]]:
         """Gives a list that grows by the name of every operator that runs on the host; empty where nobody watches."""

@@ -25,6 +25,7 @@ COMMANDS = (
     "replay",
     "bisect",
     "bench",
+    "compile",
     "new_backend",
 )
 """Modules of `hal.cli`, in the order of `hal --help`. Each has `command`, a function or a Typer of subcommands."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hal.kernel import Kernel
+from collections.abc import Iterator
+
+from hal.kernel import Compiled, Kernel
 from hal.plugins import hookimpl
 from hal.target import Backend, Target
 from hal_cuda.kernels import TRITON
@@ -28,3 +30,10 @@ def hal_kernels(target: Target) -> list[Kernel]:
 @hookimpl
 def hal_layouts(target: Target) -> list[str]:
     return list(dict.fromkeys((*CACHES, *INDEX, *WEIGHTS)))
+
+
+@hookimpl
+def hal_compile(target: Target) -> Iterator[Compiled]:
+    from hal_cuda.compiled import compiled
+
+    return compiled(target)

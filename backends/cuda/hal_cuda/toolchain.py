@@ -10,6 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,17 @@ SHARED_PER_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 103: 228, 120: 10
 WARPS_PER_SM = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 103: 64, 120: 48}
 REGISTERS_PER_SM = 65536
 
-MATRIX = ("HMMA", "QMMA", "OMMA", "IMMA", "HGMMA", "QGMMA", "IGMMA", "UTCHMMA", "UTCQMMA", "UTCOMMA", "UTCIMMA")
-"""Instructions of the matrix units, by generation: warp (sm80, 89, 120), warp group (sm90), tensor memory (sm100)."""
+MATRIX = {
+    "16 bit": ("HMMA", "HGMMA", "UTCHMMA"),
+    "fp8": ("QMMA", "QGMMA", "UTCQMMA"),
+    "int8": ("IMMA", "IGMMA", "UTCIMMA"),
+    "scaled": ("OMMA", "QMMA", "UTCOMMA", "UTCQMMA"),
+}
+"""Instructions of the matrix units by what they multiply: of warps (sm80, 89, 120), warp groups (sm90) and tensor memory
+(sm100)."""
+
+OPERANDS = {"bf16": "16 bit", "f16": "16 bit", "f32": "16 bit", "f8E4M3FN": "fp8", "i8": "int8"}
+"""Element types of Triton's intermediate language. float32 is multiplied as tf32, by the unit of 16-bit products."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,18 @@ class Machine:
     warps: int
     instructions: Counter[str]
     instruction_count: int
+    products: frozenset[str] = frozenset()
+
+    @property
+    def matrix(self) -> list[str]:
+        """The matrix instructions that are there, most used first."""
+        names = {name for group in MATRIX.values() for name in group if self.instructions[name]}
+        return sorted(names, key=lambda name: -self.instructions[name])
+
+    @property
+    def missing(self) -> list[str]:
+        """Products that the kernel asks for and no matrix instruction computes."""
+        return [what for what in sorted(self.products) if not any(self.instructions[x] for x in MATRIX[what])]
 
     def occupancy(self, arch: int) -> float:
         """Resident warps over the chip's limit, from registers and shared memory."""
@@ -102,10 +124,17 @@ def build(source: Source, arch: int) -> Machine:
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": source.warps, "num_stages": source.stages},
     )
-    return inspect(kernel.asm["cubin"], kernel.metadata.shared, kernel.metadata.num_warps)
+    products = frozenset(_products(kernel.asm["ttir"]))
+    return inspect(kernel.asm["cubin"], kernel.metadata.shared, kernel.metadata.num_warps, products)
 
 
-def inspect(cubin: bytes, shared: int, warps: int) -> Machine:
+def _products(ttir: str) -> Iterator[str]:
+    """What is multiplied in Triton's intermediate language, as keys of `MATRIX`."""
+    for scaled, element in re.findall(r"tt\.dot(_scaled)? .*?: tensor<(?:\d+x)+(\w+)", ttir):
+        yield "scaled" if scaled else OPERANDS[element]
+
+
+def inspect(cubin: bytes, shared: int, warps: int, products: frozenset[str] = frozenset()) -> Machine:
     """Read a compiled kernel: registers and stack from cuobjdump, instructions from nvdisasm."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -116,10 +145,4 @@ def inspect(cubin: bytes, shared: int, warps: int) -> Machine:
     if found is None:
         raise RuntimeError(f"cuobjdump gave no resource usage: {usage.strip()[:200]}")
     opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", text))
-    return Machine(int(found[1]), int(found[2]), shared, warps, opcodes, sum(opcodes.values()))
-
-
-def matrix_instruction(machine: Machine) -> str:
-    """The matrix instruction that the kernel uses most, or an empty string."""
-    counts = {name: machine.instructions[name] for name in MATRIX if machine.instructions[name]}
-    return max(counts, key=lambda name: counts[name]) if counts else ""
+    return Machine(int(found[1]), int(found[2]), shared, warps, opcodes, sum(opcodes.values()), products)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +12,30 @@ import torch
 from hal_triton.tuning import Config
 
 _most_programs = 1 << 30
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel, what it was given, and its configuration."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    config: Config
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Launches inside are noted and not run: for a compiler without a chip. Outputs hold whatever memory held."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
 
 
 def limit_programs(count: int) -> None:
@@ -19,7 +46,11 @@ def limit_programs(count: int) -> None:
 
 def launch(kernel: Any, work: int, config: Config, *arguments: Any, **constants: Any) -> None:
     """Run `kernel` over `work` tiles with the configuration's tile sizes; nothing is launched for no work."""
-    if work:
+    if not work:
+        return
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, arguments, {**constants, **config.tiles}, config))
+    else:
         grid = (min(work, _most_programs),)
         kernel[grid](*arguments, **constants, **config.tiles, num_warps=config.warps, num_stages=config.stages)
 

@@ -26,12 +26,14 @@ class Config:
     """One kernel's configuration on one chip.
 
     Attributes:
+        entry: its name in the table.
         tiles: compile-time sizes by parameter name.
         warps: warps per program.
         stages: depth of the software pipeline.
         chosen: how this configuration was chosen.
     """
 
+    entry: str
     tiles: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     warps: int = 4
     stages: int = 1
@@ -59,7 +61,7 @@ def config(kernel: str, chip: str) -> Config:
     entry = {**entries["default"], **entries.get(chip, {})}
     sizes = {name: value for name, value in entry.items() if name.isupper()}
     warps, stages = SINGLE.get(chip, (entry["warps"], entry["stages"]))
-    return Config(MappingProxyType(sizes), warps, stages, entry["chosen"])
+    return Config(kernel, MappingProxyType(sizes), warps, stages, entry["chosen"])
 
 
 def chip() -> str:

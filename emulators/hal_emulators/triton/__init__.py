@@ -2,8 +2,7 @@
 
 - `arithmetic`: bfloat16, float8 and tf32 as the chips compute them;
 - `memory`, `fresh`: bounds, races, duplicate stores, uninitialised reads;
-- `traffic`: bytes moved per kernel;
-- `capture`: host reads that a CUDA graph would refuse.
+- `traffic`: bytes moved per kernel.
 
 Tensors stay on the CPU. Needs triton 3.9.0, whose interpreter is the one repaired here.
 """
