@@ -1,5 +1,6 @@
 # make demo    a virtual environment, the core and the CPU backend; generates text with the small checkpoint
 # make test    the same environment and the test tools; lint, types and every test
+# make compile every Triton kernel, compiled for GPUs that are not here
 # make verify  every conformance case of what runs here, and the suite itself against planted bugs
 # All are incremental: nothing is installed twice until a pyproject.toml or constraints.txt changes.
 
@@ -12,13 +13,16 @@ bin := $(VENV)/bin
 ascend := .venv-ascend/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: .venv-ascend demo test verify lint clean
+.PHONY: .venv-ascend demo test compile verify lint clean
 
 demo: $(VENV)/.model
 	$(bin)/hal generate examples/tiny-v4 --prompt "$(PROMPT)" --max-new-tokens 200
 
 test: lint .venv-ascend
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n $(WORKERS)
+
+compile: $(VENV)/.test
+	$(bin)/hal compile cuda --page docs/kernels.md
 
 verify: $(VENV)/.test
 	$(bin)/hal verify reference

@@ -35,7 +35,7 @@ MATRIX = {
     "int8": ("IMMA", "IGMMA", "UTCIMMA"),
     "scaled": ("OMMA", "QMMA", "UTCOMMA", "UTCQMMA"),
 }
-"""Instructions of the matrix units by what they multiply: of warps (sm80, 89, 120), warp groups (sm90) and tensor memory
+"""Instructions of the matrix units by what they multiply: of warps (sm80, 89, 120), warp groups (sm90), tensor memory
 (sm100)."""
 
 OPERANDS = {"bf16": "16 bit", "f16": "16 bit", "f32": "16 bit", "f8E4M3FN": "fp8", "i8": "int8"}
@@ -130,8 +130,9 @@ def build(source: Source, arch: int) -> Machine:
 
 def _products(ttir: str) -> Iterator[str]:
     """What is multiplied in Triton's intermediate language, as keys of `MATRIX`."""
-    for scaled, element in re.findall(r"tt\.dot(_scaled)? .*?: tensor<(?:\d+x)+(\w+)", ttir):
-        yield "scaled" if scaled else OPERANDS[element]
+    for scaled, words, element in re.findall(r"tt\.dot(_scaled)? (.*?): tensor<(?:\d+x)+(\w+)", ttir):
+        if element != "f32" or "tf32" in words:  # IEEE float32 has no matrix unit
+            yield "scaled" if scaled else OPERANDS[element]
 
 
 def inspect(cubin: bytes, shared: int, warps: int, products: frozenset[str] = frozenset()) -> Machine:

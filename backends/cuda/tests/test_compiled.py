@@ -1,0 +1,102 @@
+"""What `hal compile cuda` compiles is what is launched, and what is no good is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+import hal_triton.kernels  # noqa: E402
+import triton.language as tl  # noqa: E402
+from hal_cuda.compiled import _fault, launches, specialised  # noqa: E402
+from hal_cuda.toolchain import Machine, Source, build  # noqa: E402
+from hal_triton.launch import Launch  # noqa: E402
+from hal_triton.tuning import Config, table  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from hal.cli.app import app  # noqa: E402
+from hal.target import Target, described  # noqa: E402
+
+CHIPS = [target for target in described() if target.backend == "cuda"]
+
+
+def chip(name: str) -> Target:
+    return next(target for target in CHIPS if target.name == name)
+
+
+def test_every_kernel_and_every_configuration_is_launched_somewhere() -> None:
+    wanted = [one for name in ("cuda:sm90", "cuda:sm100") for one in launches(chip(name)).values()]
+    assert {one.entry for one in wanted} == set(table())
+    folder = Path(hal_triton.kernels.__file__).parent
+    source = "".join(file.read_text() for file in folder.glob("*.py"))
+    kernels = set(re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE))
+    assert {one.source.function.__name__ for one in wanted} == kernels
+    assert all(one.serves for one in wanted)
+
+
+@triton.jit
+def spilling(x, out, WIDTH: tl.constexpr):
+    """More values than there are registers: all are needed again behind the sum of all."""
+    at = tl.arange(0, WIDTH)
+    values = tl.load(x + at)
+    tl.store(out + at, values - tl.sum(values))
+
+
+@triton.jit
+def product(a, b, out, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))
+
+
+@pytest.mark.parametrize(("arch", "name"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA"), (120, "HMMA")])
+def test_a_product_is_done_by_the_matrix_unit(arch: int, name: str) -> None:
+    arguments: dict[str, Any] = {"a": "*bf16:16", "b": "*bf16:16", "out": "*fp32:16", "N": (128,)}
+    made = build(Source(product, arguments, 4, 1), arch)
+    assert made.products == {"16 bit"}
+    assert made.matrix[0] == name
+    assert made.missing == []
+
+
+def test_spills_are_a_fault() -> None:
+    made = build(Source(spilling, {"x": "*fp32:16", "out": "*fp32:16", "WIDTH": (16384,)}, 1, 1), 90)
+    assert made.spilled > 0
+    assert "spilled" in _fault(made, 90)
+
+
+def test_too_much_shared_memory_and_a_product_without_its_unit_are_faults() -> None:
+    assert "shared memory" in _fault(Machine(32, 0, 164 << 10, 4, Counter(), 1), 80)
+    assert _fault(Machine(32, 0, 163 << 10, 4, Counter(), 1), 80) == ""
+    fp8 = Machine(32, 0, 0, 4, Counter(HMMA=4), 4, frozenset({"fp8"}))
+    assert _fault(fp8, 90) == "it multiplies fp8 operands and uses no matrix unit that does"
+    assert _fault(Machine(32, 0, 0, 4, Counter(QGMMA=4), 4, frozenset({"fp8"})), 90) == ""
+
+
+def test_types_are_specialised_as_triton_does() -> None:
+    import torch
+
+    x = torch.zeros(64)
+    launch = Launch(product, (x, x[1:], x.to(torch.bfloat16)), {"N": 16}, Config("none", {}, 4, 1))
+    _, source, values = specialised(launch)
+    assert source.arguments == {"a": "*fp32:16", "b": "*fp32", "out": "*bf16:16", "N": (16,)}
+    assert values == "N=16"
+
+
+def test_the_command() -> None:
+    result = CliRunner().invoke(app, ["compile", "cuda:sm90", "--kernel", "combine", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {(one["chip"], one["kernel"], one["fault"]) for one in found} == {("cuda:sm90", "combine", "")}
+    assert all(one["facts"]["registers"] > 0 and one["facts"]["spilled"] == 0 for one in found)
+
+
+@pytest.mark.parametrize(("words", "text"), [(("cuda:sm1",), "no chip is called"), (("cpu",), "compiles nothing")])
+def test_what_cannot_be_compiled_is_said(words: tuple[str, ...], text: str) -> None:
+    result = CliRunner().invoke(app, ["compile", *words])
+    assert result.exit_code == 2
+    assert text in result.stderr
