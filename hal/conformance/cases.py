@@ -21,12 +21,12 @@ from typing import Any
 
 from hal import plugins
 from hal.conformance.arguments import same_bits
-from hal.conformance.edges import Outside, eligible, inside, nearest, outside
+from hal.conformance.edges import Outside, barrier, eligible, inside, nearest, outside
 from hal.conformance.laws import CAPTURED, Law, laws_of
 from hal.conformance.samples import Sample, samples
 from hal.conformance.samples.variants import variant
 from hal.conformance.trial import Subject, Wrong, expectation, judge
-from hal.errors import PlanError, UnknownName
+from hal.errors import NoKernel, PlanError, UnknownName
 from hal.kernel import Kernel
 from hal.planning import Call, plan, references
 from hal.policy import Policy
@@ -64,7 +64,14 @@ class Case:
 
 
 def subjects(backend: str, glob: str = "*") -> list[Subject]:
-    """The kernels of `backend` (`name[:chip][@emulated]` or `reference`) on its first chip, best first."""
+    """The kernels of `backend` (`name[:chip][@emulated]` or `reference`) on its first chip, best first.
+
+    Those that nothing can run here are left out: their chip lacks a feature, or their library is not installed.
+
+    Raises:
+        UnknownName: there is no such kernel.
+        NoKernel: none of them can run here.
+    """
     policy = Policy.current(backend=backend, ops="", allow="unverified")
     target = target_of(policy)
     watch = _watch(target)
@@ -72,7 +79,11 @@ def subjects(backend: str, glob: str = "*") -> list[Subject]:
     found = [kernel for kernel in every if fnmatchcase(kernel.id, glob)]
     if not found:
         raise UnknownName(f"{target.name} has no kernel that fits {glob!r}", where="--kernel", fix="see `hal ops`")
-    return [Subject(kernel, target, watch) for kernel in found]
+    barriers = {kernel.id: barrier(kernel, target) for kernel in found}
+    if all(barriers.values()):
+        why = "; ".join(f"{name}: {reason}" for name, reason in barriers.items())
+        raise NoKernel(f"{target.name} can run none of these kernels: {why}", where="--kernel", fix="see `hal ops`")
+    return [Subject(kernel, target, watch) for kernel in found if barriers[kernel.id] is None]
 
 
 def _watch(target: Target) -> Callable[[], Any]:

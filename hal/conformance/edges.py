@@ -9,13 +9,13 @@ from typing import Any
 from hal import ops
 from hal.conformance.samples import Sample
 from hal.conformance.samples.variants import LIMITS, STATIC, variant
-from hal.constraints import Constraint
+from hal.constraints import Constraint, Reason
 from hal.errors import HalError
 from hal.kernel import Kernel
 from hal.planning import Call
 from hal.target import Target
 
-__all__ = ["Outside", "eligible", "inside", "nearest", "outside"]
+__all__ = ["Outside", "barrier", "eligible", "inside", "nearest", "outside"]
 
 FEW = 6
 """Of a longer list of allowed numbers only the ends and the middle are tried."""
@@ -32,6 +32,13 @@ class Outside:
     constraint: Constraint
     call: Call
     target: Target
+
+
+def barrier(kernel: Kernel, target: Target) -> Reason | None:
+    """Why the kernel cannot serve any call: what the chip or the installation lacks, which no call can change."""
+    facts = Call(kernel.contract).facts(target)
+    reasons = (each.reason(facts) for each in kernel.constraints if each.kind in ("feature", "library"))
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def eligible(kernel: Kernel, call: Call, target: Target) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from hal.kernel import Compiled, Kernel
 from hal.plugins import hookimpl
 from hal.target import Backend, Target
+from hal_cuda.adapters.declared import adapters
 from hal_cuda.kernels import TRITON
 from hal_cuda.layouts import CACHES, INDEX, WEIGHTS
 from hal_cuda.target import present
@@ -24,7 +25,7 @@ def hal_targets() -> list[Target]:
 
 @hookimpl
 def hal_kernels(target: Target) -> list[Kernel]:
-    return list(TRITON)
+    return [*adapters(target), *TRITON]
 
 
 @hookimpl

@@ -1,0 +1,79 @@
+"""Lists of physical rows (page * block_size + offset), which is how the libraries address pages.
+
+int32 [tokens, width], `-1` where there is no row, as wide as a multiple of what the library wants.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from hal.batch import Batch
+    from hal.cache import KVCache
+
+__all__ = ["listed_rows", "per_table", "prefix_rows", "token_slots", "widest", "window_rows"]
+
+Made = TypeVar("Made")
+
+
+def per_table(batch: Batch, cache: KVCache, key: Hashable, make: Callable[[], Made]) -> Made:
+    """`make()`, once per step and block table: layers that share a table share it too."""
+    table = cache.block_table
+    return batch.derive((key, id(table)), lambda: (make(), table))[0]
+
+
+def token_slots(batch: Batch) -> Tensor:
+    """int64 [tokens]: slot of each token's request."""
+    return batch.derive(("cuda", "token slots"), lambda: batch.slots[batch.request])
+
+
+def widest(batch: Batch, ratio: int) -> int:
+    """Most entries that a token of this batch sees."""
+    ends = (start + length for start, length in zip(batch.starts, batch.lengths, strict=True) if length)
+    return max(ends, default=0) // ratio
+
+
+def window_rows(batch: Batch, cache: KVCache, size: int, multiple: int) -> tuple[Tensor, Tensor]:
+    """Rows `max(0, p - size + 1)..p` of each token, oldest first, and int32 [tokens], how many."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        lengths = (batch.positions + 1).clamp(max=size)
+        first = batch.positions + 1 - lengths
+        return _from(batch, cache, first, lengths, size, multiple)
+
+    return per_table(batch, cache, ("cuda", "window rows", size, multiple), make)
+
+
+def prefix_rows(batch: Batch, cache: KVCache, ratio: int, multiple: int) -> tuple[Tensor, Tensor]:
+    """Every entry that each token sees, and int32 [tokens], how many."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        visible = batch.visible(ratio)
+        return _from(batch, cache, torch.zeros_like(visible), visible, widest(batch, ratio), multiple)
+
+    return per_table(batch, cache, ("cuda", "visible rows", ratio, multiple), make)
+
+
+def listed_rows(batch: Batch, cache: KVCache, rows: Tensor, multiple: int) -> Tensor:
+    """The entries that `rows` [tokens, top_k] lists."""
+    return _padded(cache.physical(token_slots(batch)[:, None], rows), multiple)
+
+
+def _from(
+    batch: Batch, cache: KVCache, first: Tensor, lengths: Tensor, width: int, multiple: int
+) -> tuple[Tensor, Tensor]:
+    """`lengths` rows from `first` on, each [tokens]."""
+    place = torch.arange(width, device=first.device)
+    rows = torch.where(place < lengths[:, None], first[:, None] + place, -1)
+    return _padded(cache.physical(token_slots(batch)[:, None], rows), multiple), lengths.int()
+
+
+def _padded(rows: Tensor, multiple: int) -> Tensor:
+    missing = multiple if not rows.shape[1] else -rows.shape[1] % multiple
+    return F.pad(rows.int(), (0, missing), value=-1)

@@ -1,0 +1,64 @@
+"""Libraries that tests install: stand-ins with published signatures, and the published wheels' own Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hal_cuda.adapters import probe
+
+from hal.conformance.samples.sample import Sample
+from hal.numerics.contracts import expect
+
+FORMS = Path(__file__).parent.parent / "forms"
+WHEELS = "CUDA_LIBRARY_WHEELS"
+"""Names a folder of wheels, as `pip download --no-deps` leaves them."""
+
+PACKAGES = ("flash_mla", "deep_gemm", "deep_ep", "flashinfer", "vllm")
+
+
+@contextmanager
+def installed(folder: Path | None) -> Iterator[None]:
+    """The packages of a folder, and no other library, as if they were installed."""
+    held = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in PACKAGES}
+    path = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    probe.forget()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        sys.modules.update(held)
+        probe.forget()
+
+
+def python_of(wheel: str, folder: Path, shared: tuple[str, ...]) -> Path | None:
+    """The Python of a wheel, unpacked; `shared` are its compiled files, which stay empty. None without the wheel."""
+    here = os.environ.get(WHEELS)
+    found = sorted(Path(here).glob(f"{wheel}-*.whl")) if here else []
+    if not found:
+        return None
+    with zipfile.ZipFile(found[-1]) as files:
+        names = [name for name in files.namelist() if name.endswith((".py", "VERSION"))]
+        files.extractall(folder, names)
+    for name in shared:
+        (folder / name).touch()
+    return folder
+
+
+def judged(function: Any, sample: Sample) -> Any:
+    """Run a kernel's function on a sample and judge what it returns against the reference."""
+    arguments = sample.arguments()
+    expectation = expect(sample.contract, arguments, sample.attributes, layouts=sample.layouts)
+    outputs = function(*arguments, **sample.attributes)
+    verdict = expectation.judge(outputs, arguments)
+    assert verdict.passed, str(verdict)
+    return outputs

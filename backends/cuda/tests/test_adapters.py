@@ -1,0 +1,106 @@
+"""What a plan says of the libraries: which are here, which are not and why, and that they come first where they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hal_cuda.adapters.declared import adapters
+from hal_cuda.plugin import hal_kernels
+from library_lab import FORMS, installed
+
+import hal
+from hal.errors import NoKernel
+from hal.target import Target, described
+
+CHIPS = {target.name.partition(":")[2]: target for target in described() if target.backend == "cuda"}
+ATTEND = hal.Call(
+    "attn.attend",
+    sizes={"heads": 64, "head_dim": 512, "top_k": 512},
+    dtypes={"q": "bfloat16"},
+    layouts={"window": "v4_584", "compressed": "v4_584", "rows": "selected"},
+    attributes={"scale": 512**-0.5, "window_size": 128, "ratio": 4},
+)
+
+
+def here(chip: str) -> Target:
+    """The chip as if it were in this machine."""
+    return replace(CHIPS[chip], present=True)
+
+
+def planned(call: hal.Call, target: Target) -> tuple[str, dict[str, str]]:
+    """Who serves the call, and why each other kernel does not."""
+    with hal.use(allow="unverified"):
+        choice = hal.plan([call], target=target).choices[0]
+    return choice.winner, {lost.kernel: lost.reason for lost in choice.lost}
+
+
+def test_declaring_loads_neither_torch_nor_a_library() -> None:
+    code = (
+        "import sys, hal_cuda.plugin as p; from hal.target import described\n"
+        "[p.hal_kernels(target) for target in described() if target.backend == 'cuda']\n"
+        "sys.exit(bool({'torch', 'triton', 'flash_mla', 'deep_gemm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_library_that_is_missing_is_the_reason() -> None:
+    with installed(None):
+        winner, lost = planned(ATTEND, CHIPS["sm90"])
+    assert winner == "cuda.attend"
+    assert lost["cuda.attend.flash_mla"].startswith("flash_mla is not installed")
+    assert "pip install sgl-flash-mla" in lost["cuda.attend.flash_mla"]
+
+
+@pytest.mark.parametrize("form", ["upstream", "vllm", "sgl"])
+@pytest.mark.parametrize("target", [CHIPS["sm90"], here("sm90"), here("sm100")], ids=lambda one: one.name)
+def test_a_library_that_is_here_comes_first(form: str, target: Target) -> None:
+    with installed(FORMS / f"flash_mla_{form}"):
+        assert planned(ATTEND, target)[0] == "cuda.attend.flash_mla.selected"
+        assert planned(replace(ATTEND, layouts={"window": "v4_584"}), target)[0] == "cuda.attend.flash_mla"
+
+
+def test_where_it_cannot_serve_it_says_why() -> None:
+    with installed(FORMS / "flash_mla_upstream"):
+        for target, change, word in (
+            (CHIPS["sm80"], {}, "feature flashmla"),
+            (replace(CHIPS["sm90"], emulated=True), {}, "emulated chip"),
+            (CHIPS["sm90"], {"layouts": {"window": "rows_bf16"}}, "layout window is rows_bf16, wanted one of v4_584"),
+            (CHIPS["sm90"], {"sizes": {"heads": 64, "head_dim": 128}}, "dim head_dim is 128"),
+        ):
+            winner, lost = planned(replace(ATTEND, **change), target)  # type: ignore[arg-type]
+            assert winner == "cuda.attend"
+            assert word in lost["cuda.attend.flash_mla"]
+
+
+def test_a_version_that_reads_other_rows_says_so() -> None:
+    with installed(FORMS / "flash_mla_v41"):
+        assert "DeepSeek-V4.1 only" in planned(ATTEND, here("sm90"))[1]["cuda.attend.flash_mla"]
+
+
+def test_a_library_that_does_not_import_says_so(tmp_path: Path) -> None:
+    (tmp_path / "flash_mla.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    with installed(tmp_path):
+        reason = planned(ATTEND, here("sm90"))[1]["cuda.attend.flash_mla"]
+    assert "does not import: libcudart.so.13" in reason
+
+
+def test_every_adapter_is_declared_on_every_chip_and_before_triton() -> None:
+    for target in CHIPS.values():
+        names = [kernel.id for kernel in hal_kernels(target)]
+        assert names[: len(adapters(target))] == [kernel.id for kernel in adapters(target)]
+        assert all(kernel.load() for kernel in adapters(target))
+
+
+def test_what_cannot_run_here_is_not_verified_here() -> None:
+    from hal.conformance.cases import subjects
+
+    with pytest.raises(NoKernel, match="flash_mla is"):
+        subjects("cuda:sm90@emulated", "cuda.attend.flash_mla*")
+    assert [one.kernel.id for one in subjects("cuda:sm90@emulated", "cuda.attend*")] == [
+        "cuda.attend",
+        "cuda.attend_whole",
+    ]
