@@ -63,6 +63,49 @@ def test_a_library_that_is_here_comes_first(form: str, target: Target) -> None:
         assert planned(replace(ATTEND, layouts={"window": "v4_584"}), target)[0] == "cuda.attend.flash_mla"
 
 
+MATMUL = hal.Call(
+    "quant.matmul",
+    sizes={"features": 4096, "outputs": 1536},
+    dtypes={"x": "bfloat16"},
+    layouts={"weight": "fp8_block128"},
+    attributes={"activation": "e4m3_128"},
+)
+EXPERTS = hal.Call(
+    "moe.experts",
+    sizes={"hidden": 4096, "inter": 2048},
+    dtypes={"rows": "bfloat16"},
+    layouts={"w13": "mxfp4", "w2": "mxfp4"},
+    attributes={"activation": "e4m3_128", "clamp": 10.0},
+)
+SCORES = hal.Call(
+    "attn.index_scores",
+    sizes={"index_heads": 64, "index_dim": 128},
+    dtypes={"q": "bfloat16", "weights": "bfloat16"},
+    layouts={"cache": "index_mxfp4_68"},
+    attributes={"ratio": 4, "scale": 0.1},
+)
+
+
+@pytest.mark.parametrize("version", ["26", "28"])
+def test_deep_gemm_serves_what_its_chip_and_version_can(version: str) -> None:
+    with installed(FORMS / f"deep_gemm_{version}"):
+        assert planned(MATMUL, here("sm90"))[0] == planned(MATMUL, here("sm100"))[0] == "cuda.matmul.deep_gemm"
+        assert planned(replace(MATMUL, sizes={"features": 4096, "outputs": 100}), here("sm90"))[0] == "cuda.matmul"
+        assert planned(replace(MATMUL, layouts={"weight": "bf16"}), here("sm90"))[0] == "cuda.matmul"
+        assert planned(EXPERTS, here("sm100"))[0] == "cuda.experts.deep_gemm.fp4"
+        winner, lost = planned(EXPERTS, here("sm90"))
+        assert winner == "cuda.experts"
+        assert "feature fp4_mma" in lost["cuda.experts.deep_gemm.fp4"]
+        eight = replace(SCORES, layouts={"cache": "index_fp8_132"})
+        assert planned(eight, here("sm90"))[0] == "cuda.index_scores.deep_gemm"
+        assert planned(SCORES, here("sm90"))[0] == "cuda.index_scores"
+        winner, lost = planned(SCORES, here("sm100"))
+        if version == "26":
+            assert winner == "cuda.index_scores.deep_gemm"
+        else:
+            assert "logits are bfloat16" in lost["cuda.index_scores.deep_gemm"]
+
+
 def test_where_it_cannot_serve_it_says_why() -> None:
     with installed(FORMS / "flash_mla_upstream"):
         for target, change, word in (

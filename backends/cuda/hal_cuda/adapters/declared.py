@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hal.constraints import Constraint, dim, dtype, layout, needs
+from hal.constraints import Constraint, attribute, dim, dtype, layout, needs
 from hal.kernel import Kernel
 from hal.target import Target
 from hal_cuda.adapters.probe import Offered, offered, parameters
@@ -12,7 +12,7 @@ __all__ = ["adapters"]
 
 def adapters(target: Target) -> list[Kernel]:
     """The adapters of a chip, best first."""
-    return [*_flash_mla(target)]
+    return [*_flash_mla(target), *_deep_gemm(target)]
 
 
 def _flash_mla(target: Target) -> list[Kernel]:
@@ -43,6 +43,78 @@ def _flash_mla(target: Target) -> list[Kernel]:
             notes="Sparse decoding over lists with -1 anywhere. Heads are padded to 64 or 128.",
         ),
     ]
+
+
+def _deep_gemm(target: Target) -> list[Kernel]:
+    blackwell = "tcgen05" in target.features
+    transform = "transform_sf_into_required_layout"
+    grouped = "m_grouped_fp8_fp4_gemm_nt_contiguous|m_grouped_fp8_gemm_nt_contiguous"
+    alignment = "get_mk_alignment_for_contiguous_layout|get_m_alignment_for_contiguous_layout"
+    products = offered(target, "deep_gemm", grouped, transform, alignment)
+    experts = (needs("deepgemm"), products, dtype("rows").one_of("bfloat16"), dim("hidden").multiple_of(128))
+    inner = dim("inter").multiple_of(128)
+    return [
+        _kernel(
+            "matmul.deep_gemm",
+            "quant.matmul",
+            "deep_gemm:matmul",
+            needs("deepgemm"),
+            offered(target, "deep_gemm", "fp8_fp4_gemm_nt|fp8_gemm_nt", transform),
+            dtype("x").one_of("bfloat16"),
+            layout("weight").one_of("fp8_block128"),
+            attribute("activation").one_of("e4m3_128"),
+            dim("features").multiple_of(128),
+            dim("outputs").multiple_of(64),
+            notes="FP8 blocks: rows quantised by Triton, scales in the chip's form, weights' once.",
+        ),
+        _kernel(
+            "index_scores.deep_gemm",
+            "attn.index_scores",
+            "deep_gemm:index_scores",
+            needs("deepgemm"),
+            offered(
+                target,
+                "deep_gemm",
+                "fp8_fp4_paged_mqa_logits",
+                "get_paged_mqa_logits_metadata",
+                form=_exact_logits if blackwell else None,
+            ),
+            dtype("q").one_of("bfloat16"),
+            dim("index_dim").one_of(128),
+            dim("index_heads").one_of(*((8, 16, 32, 64) if blackwell else (32, 64))),
+            layout("cache").one_of("index_fp8_132", *(("index_mxfp4_68",) if blackwell else ())),
+            notes="Paged logits over pages of 64 rows, every token a request of one query.",
+        ),
+        _kernel(
+            "experts.deep_gemm",
+            "moe.experts",
+            "deep_gemm:experts",
+            *experts,
+            inner,
+            layout("w13").one_of("fp8_block128"),
+            layout("w2").one_of("fp8_block128"),
+            attribute("activation").one_of("e4m3_128"),
+            notes="Two grouped products over segments brought to its alignment. Gate and up are rounded to bfloat16.",
+        ),
+        _kernel(
+            "experts.deep_gemm.fp4",
+            "moe.experts",
+            "deep_gemm:experts",
+            *experts,
+            inner,
+            needs("fp4_mma"),
+            layout("w13").one_of("mxfp4"),
+            layout("w2").one_of("mxfp4"),
+            attribute("activation").one_of("e4m3_128", "e4m3_32"),
+            notes="As experts.deep_gemm, FP8 rows times FP4 weights.",
+        ),
+    ]
+
+
+def _exact_logits() -> str:
+    if "logits_dtype" not in parameters("deep_gemm", "fp8_fp4_paged_mqa_logits"):
+        return "of a version whose logits are bfloat16 on this chip"
+    return ""
 
 
 def _reads_v4() -> str:

@@ -14,6 +14,8 @@ from hal_cuda.adapters import probe
 
 from hal.conformance.samples.sample import Sample
 from hal.numerics.contracts import expect
+from hal.numerics.precision import Precision
+from hal.numerics.rules import DEFAULT, Rules
 
 FORMS = Path(__file__).parent.parent / "forms"
 WHEELS = "CUDA_LIBRARY_WHEELS"
@@ -54,11 +56,14 @@ def python_of(wheel: str, folder: Path, shared: tuple[str, ...]) -> Path | None:
     return folder
 
 
-def judged(function: Any, sample: Sample) -> Any:
-    """Run a kernel's function on a sample and judge what it returns against the reference."""
+def judged(function: Any, sample: Sample, precision: Precision | None = None, rules: Rules = DEFAULT) -> Any:
+    """Run a kernel's function on a sample and judge what it returns against the reference.
+
+    `precision` is the library's where it is another one than the contract promises, `rules` how it is judged then.
+    """
     arguments = sample.arguments()
-    expectation = expect(sample.contract, arguments, sample.attributes, layouts=sample.layouts)
+    expectation = expect(sample.contract, arguments, sample.attributes, precision, sample.layouts)
     outputs = function(*arguments, **sample.attributes)
-    verdict = expectation.judge(outputs, arguments)
+    verdict = expectation.judge(outputs, arguments, rules)
     assert verdict.passed, str(verdict)
     return outputs

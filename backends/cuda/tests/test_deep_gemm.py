@@ -1,0 +1,232 @@
+"""DeepGEMM's products and logits in the versions that are published, on both chips that it is made for."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import deep_gemm_ops
+import pytest
+import torch
+from hal_cuda.adapters import deep_gemm, probe
+from library_lab import FORMS, WHEELS, installed, judged, python_of
+
+from hal.conformance.samples.attention import index_scores_sample
+from hal.conformance.samples.batches import DECODE, EMPTY, MIXED, PREFILL
+from hal.conformance.samples.experts import experts_sample
+from hal.conformance.samples.matmul import matmul_sample
+from hal.conformance.samples.sample import Sample
+from hal.errors import ContractError
+from hal.formats import prepare, quantize
+from hal.numerics.precision import Precision
+from hal.numerics.rules import Rules
+
+
+def simulated(sample: Sample) -> Sample:
+    """With queries that hold values of the cache's quantiser, as the contract has it."""
+
+    def make(draw: Any) -> tuple[Any, ...]:
+        q, weights, batch, cache = sample.make(draw)
+        return quantize(q, cache.layout.index_activation).dequantize(q.dtype), weights, batch, cache
+
+    return replace(sample, make=make)
+
+
+HALVES = Precision("fp8_tensor_core", "bfloat16", hidden="bfloat16"), Rules(noise=7.0)
+"""DeepGEMM's grouped products write bfloat16 and nothing else, gate and up included. Codes behind them flip so
+often that a sum may meet several flips; the contract's own precision meets one at most."""
+
+MATMUL = [matmul_sample(tokens, 256, 384, "fp8_block128", "e4m3_128", "bfloat16") for tokens in (0, 1, 33)]
+SCORES = {
+    rows: [simulated(index_scores_sample(one, "bfloat16", rows, heads=64)) for one in (PREFILL, DECODE, MIXED, EMPTY)]
+    for rows in ("index_fp8_132", "index_mxfp4_68")
+}
+FP8 = [experts_sample(tokens, "fp8_block128", "e4m3_128", "holes") for tokens in (0, 1, 33)]
+FP8 += [experts_sample(33, "fp8_block128", "e4m3_128", "crowded", align=16)]
+FP4 = [experts_sample(33, "mxfp4", activation, "spread") for activation in ("e4m3_32", "e4m3_128")]
+
+
+@pytest.fixture(autouse=True)
+def reference_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton kernel's bits without Triton; that they are the same is `quant.quantize`'s own conformance."""
+
+    def plain(x: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+        done = quantize(x, activation)
+        return done.codes, done.scales
+
+    monkeypatch.setattr(deep_gemm, "quantize", plain)
+
+
+@pytest.fixture(params=[9, 10], ids=["sm90", "sm100"])
+def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(deep_gemm_ops, "ARCH", [request.param])
+    return int(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators() -> Iterator[None]:
+    library = deep_gemm_ops.register()
+    yield
+    library._destroy()
+
+
+@pytest.fixture(params=["26", "28", "wheel"], ids=["2.6", "2.8", "sgl-deep-gemm, its own Python"])
+def version(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder: Path | None = FORMS / f"deep_gemm_{request.param}"
+    if request.param == "wheel":
+        monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+        monkeypatch.setattr(atexit, "register", lambda function: function)
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        folder = python_of("sgl_deep_gemm", tmp_path, ("deep_gemm/_C.so",))
+        if folder is None:
+            pytest.skip(f"no wheel of sgl-deep-gemm; put one where {WHEELS} says")
+    with installed(folder):
+        yield request.param
+
+
+@pytest.mark.usefixtures("version", "arch")
+@pytest.mark.parametrize("sample", MATMUL, ids=[one.title for one in MATMUL])
+def test_products(sample: Sample) -> None:
+    judged(deep_gemm.matmul, sample)
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("rows", SCORES)
+def test_logits(number: int, rows: str, arch: int, version: str) -> None:
+    if (arch == 9 and rows == "index_mxfp4_68") or (arch == 10 and version != "26"):
+        pytest.skip("not declared for this chip and version")
+    judged(deep_gemm.index_scores, SCORES[rows][number])
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("sample", [*FP8, *FP4], ids=[one.title for one in (*FP8, *FP4)])
+def test_experts(sample: Sample, arch: int) -> None:
+    if arch == 9 and sample in FP4:
+        pytest.skip("no FP4 on this chip")
+    judged(deep_gemm.experts, sample, *HALVES)
+
+
+def test_signatures_of_compiled_functions_are_found_in_their_docstrings() -> None:
+    with installed(FORMS / "deep_gemm_26"):
+        assert {"clean_logits", "logits_dtype"} <= probe.parameters("deep_gemm", deep_gemm.LOGITS)
+    with installed(FORMS / "deep_gemm_28"):
+        known = probe.parameters("deep_gemm", deep_gemm.LOGITS)
+        assert "indices" in known
+        assert not known & {"clean_logits", "logits_dtype"}
+
+
+@pytest.mark.usefixtures("version")
+def test_scales_that_are_no_powers_of_two_are_refused_where_they_would_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = prepare(torch.randn(128, 256), "fp8_block128", scale_dtype=torch.float32)
+    x = torch.randn(2, 256).bfloat16()
+    deep_gemm.matmul(x, weight, activation="e4m3_128")
+    monkeypatch.setattr(deep_gemm_ops, "ARCH", [10])
+    weight = prepare(torch.randn(128, 256), "fp8_block128", scale_dtype=torch.float32)
+    with pytest.raises(ContractError, match="no powers of two"):
+        deep_gemm.matmul(x, weight, activation="e4m3_128")
+
+
+@pytest.mark.usefixtures("version")
+def test_pages_of_another_size_are_refused() -> None:
+    q, weights, batch, cache = SCORES["index_fp8_132"][0].arguments()
+    with pytest.raises(ContractError, match="pages of 32 rows"):
+        deep_gemm.index_scores(
+            q, weights, batch, replace(cache, layout=replace(cache.layout, block_size=32)), ratio=4, scale=1.0
+        )
+
+
+def changed(position: int, how: Callable[[Any], Any]) -> Callable[[list[Any], dict[str, Any]], None]:
+    def plant(arguments: list[Any], words: dict[str, Any]) -> None:
+        arguments[position] = how(arguments[position])
+
+    return plant
+
+
+def swapped(first: int, second: int) -> Callable[[list[Any], dict[str, Any]], None]:
+    def plant(arguments: list[Any], words: dict[str, Any]) -> None:
+        arguments[first], arguments[second] = arguments[second], arguments[first]
+
+    return plant
+
+
+def worded(**new: Any) -> Callable[[list[Any], dict[str, Any]], None]:
+    return lambda arguments, words: words.update(new)
+
+
+PLANTED = {
+    "matmul": (
+        deep_gemm.GEMM[0],
+        {
+            "operands swapped": swapped(0, 1),
+            "codes of e5m2": changed(0, lambda a: (a[0].view(torch.float8_e5m2), a[1])),
+            "scales of ue8m0": changed(0, lambda a: (a[0], a[1].to(torch.float8_e8m0fnu))),
+            "scales transposed": changed(0, lambda a: (a[0], a[1].T)),
+            "scales of the first rows for all": changed(0, lambda a: (a[0], a[1][:1].expand_as(a[1]))),
+            "an output of float16": changed(2, torch.Tensor.half),
+            "a weight in column order": changed(1, lambda b: (b[0].T, b[1].T)),
+            "another recipe": worded(recipe_a=(1, 64)),
+            "two recipes": worded(recipe=(1, 128, 128)),
+        },
+    ),
+    "index_scores": (
+        deep_gemm.LOGITS,
+        {
+            "lengths of int64": changed(3, torch.Tensor.long),
+            "lengths of one dimension": changed(3, lambda lengths: lengths[:, 0]),
+            "lengths one short": changed(3, lambda lengths: (lengths - 1).clamp(min=1)),
+            "lengths and tables swapped": swapped(3, 4),
+            "tables of slots, not of tokens": changed(4, lambda table: table[:3]),
+            "another table": changed(4, lambda table: table.flip(0)),
+            "weights of bfloat16": changed(2, torch.Tensor.bfloat16),
+            "weights without scales": changed(2, torch.ones_like),
+            "queries of bfloat16": changed(0, lambda q: (q[0].bfloat16(), q[1])),
+            "queries without their axis": changed(0, lambda q: (q[0][:, 0], q[1])),
+            "pages without scales": changed(1, lambda pages: pages[..., :128]),
+            "pages of 32 rows": changed(1, lambda pages: pages[:, :32]),
+            "the schedule of another batch": changed(5, torch.zeros_like),
+        },
+    ),
+    "experts": (
+        deep_gemm.GROUPED[0],
+        {
+            "a layout of int64": changed(3, torch.Tensor.long),
+            "segments that are not aligned": changed(3, lambda layout: layout.roll(1)),
+            "experts off by one": changed(3, lambda layout: torch.where(layout > 0, layout - 1, layout)),
+            "weights of one expert": changed(1, lambda b: (b[0][:1], b[1][:1])),
+            "an output of float32": changed(2, torch.Tensor.float),
+            "codes as bytes": changed(0, lambda a: (a[0].view(torch.uint8), a[1])),
+            "another recipe": worded(recipe_b=(1, 128)),
+        },
+    ),
+}
+CASES = [(kernel, title) for kernel, (_, plants) in PLANTED.items() for title in plants]
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize(("kernel", "title"), CASES, ids=[f"{kernel}: {title}" for kernel, title in CASES])
+def test_planted_errors_are_caught(kernel: str, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, plants = PLANTED[kernel]
+    sample = {"matmul": MATMUL[2], "index_scores": SCORES["index_fp8_132"][2], "experts": FP8[2]}[kernel]
+    adapter, precision = getattr(deep_gemm, kernel), HALVES if kernel == "experts" else ()
+    judged(adapter, sample, *precision)
+    found, called = probe.function, []
+
+    def function(library: str, *names: str) -> Any:
+        real = found(library, *names)
+
+        def wrong(*arguments: Any, **words: Any) -> Any:
+            changed_arguments = list(arguments)
+            plants[title](changed_arguments, words)
+            called.append(title)
+            return real(*changed_arguments, **words)
+
+        return wrong if names[0] == name else real
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deep_gemm.probe, "function", function)
+        with pytest.raises((AssertionError, RuntimeError, TypeError, ValueError, IndexError)):
+            judged(adapter, sample, *precision)
+    assert called
