@@ -106,6 +106,24 @@ def test_deep_gemm_serves_what_its_chip_and_version_can(version: str) -> None:
             assert "logits are bfloat16" in lost["cuda.index_scores.deep_gemm"]
 
 
+def test_deep_ep_is_for_as_many_tokens_as_its_buffer_holds() -> None:
+    few, many = (
+        hal.Call(
+            "moe.dispatch",
+            sizes={"hidden": 4096, "top_k": 6},
+            ranges={"tokens": (0, most)},
+            dtypes={"x": "bfloat16"},
+            attributes={"experts": 256, "activation": "e4m3_128"},
+        )
+        for most in (8192, 8193)
+    )
+    with installed(FORMS / "deep_ep_v2"):
+        assert planned(few, here("sm90"))[0] == "cuda.dispatch.deep_ep"
+        winner, lost = planned(many, here("sm90"))
+    assert winner == "cuda.dispatch"
+    assert "at most 8192 tokens" in lost["cuda.dispatch.deep_ep"]
+
+
 def test_where_it_cannot_serve_it_says_why() -> None:
     with installed(FORMS / "flash_mla_upstream"):
         for target, change, word in (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from hal.constraints import Constraint, attribute, dim, dtype, layout, needs
+from hal.constraints import Constraint, Facts, attribute, check, dim, dtype, layout, needs
 from hal.kernel import Kernel
 from hal.target import Target
 from hal_cuda.adapters.probe import Offered, offered, parameters
 
-__all__ = ["adapters"]
+__all__ = ["EP_TOKENS", "adapters"]
+
+EP_TOKENS = 8192
+"""Tokens that one process may dispatch at a time through DeepEP. All processes of a group must agree on it."""
 
 
 def adapters(target: Target) -> list[Kernel]:
     """The adapters of a chip, best first."""
-    return [*_flash_mla(target), *_deep_gemm(target)]
+    return [*_flash_mla(target), *_deep_gemm(target), *_deep_ep(target)]
 
 
 def _flash_mla(target: Target) -> list[Kernel]:
@@ -109,6 +112,38 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             notes="As experts.deep_gemm, FP8 rows times FP4 weights.",
         ),
     ]
+
+
+def _deep_ep(target: Target) -> list[Kernel]:
+    buffer = offered(target, "deep_ep", "ElasticBuffer")
+    return [
+        _kernel(
+            "dispatch.deep_ep",
+            "moe.dispatch",
+            "deep_ep:dispatch",
+            needs("deepep"),
+            buffer,
+            dtype("x").one_of("bfloat16"),
+            attribute("activation").one_of("none", "e4m3_128"),
+            check(_few, says=f"at most {EP_TOKENS} tokens in one process"),
+            notes="Over a group: one row per expert, segments aligned to 128. Within one process: cuda.dispatch.",
+        ),
+        _kernel(
+            "combine.deep_ep",
+            "moe.combine",
+            "deep_ep:combine",
+            needs("deepep"),
+            buffer,
+            dtype("rows").one_of("bfloat16"),
+            notes="Sends back what dispatch.deep_ep sent; the residual is its bias. Other rows: cuda.combine.",
+        ),
+    ]
+
+
+def _few(facts: Facts) -> bool:
+    """Not a cut of the range: every process of a group must take the same kernel, whatever it has to send."""
+    tokens = facts.dims.get("tokens", 0)
+    return (tokens[1] if isinstance(tokens, tuple) else tokens) <= EP_TOKENS
 
 
 def _exact_logits() -> str:

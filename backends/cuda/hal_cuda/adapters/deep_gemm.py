@@ -136,10 +136,16 @@ class Segments(NamedTuple):
 
 
 def aligned(dispatched: Dispatched) -> Segments:
-    """As many rows as any distribution over the experts may need, so that no count goes to the host."""
+    """As many rows as any distribution over the experts may need, so that no count goes to the host.
+
+    Rows that a dispatch of this backend aligned already stay where they are.
+    """
     size = int(probe.function("deep_gemm", *ALIGNMENT)())
-    counts, rows = dispatched.counts, len(dispatched.rows)
-    starts = counts.cumsum(0) - counts if dispatched.starts is None else dispatched.starts
+    counts, starts, rows = dispatched.counts, dispatched.offsets(), len(dispatched.rows)
+    if getattr(dispatched.route, "alignment", 1) % size == 0:
+        place = torch.arange(rows, device=counts.device)
+        known = (torch.searchsorted(starts, place, right=True) - 1).clamp(min=0)
+        return Segments(place, torch.where(place < (starts + counts)[known], known, -1).int(), place)
     lengths = (counts + size - 1) // size * size
     ends = lengths.cumsum(0)
     place = torch.arange((rows + len(counts) * (size - 1)) // size * size, device=counts.device)
