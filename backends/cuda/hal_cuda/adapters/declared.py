@@ -15,7 +15,7 @@ EP_TOKENS = 8192
 
 def adapters(target: Target) -> list[Kernel]:
     """The adapters of a chip, best first."""
-    return [*_flash_mla(target), *_deep_gemm(target), *_deep_ep(target)]
+    return [*_flash_mla(target), *_flashinfer(target), *_deep_gemm(target), *_deep_ep(target)]
 
 
 def _flash_mla(target: Target) -> list[Kernel]:
@@ -44,6 +44,36 @@ def _flash_mla(target: Target) -> list[Kernel]:
             "flash_mla:attend",
             *common,
             notes="Sparse decoding over lists with -1 anywhere. Heads are padded to 64 or 128.",
+        ),
+    ]
+
+
+def _flashinfer(target: Target) -> list[Kernel]:
+    common = (
+        needs("flashinfer"),
+        offered(target, "flashinfer", "trtllm_batch_decode_sparse_mla_dsv4"),
+        dtype("q").one_of("bfloat16"),
+        dim("head_dim").one_of(512),
+        dim("heads").between(1, 128),
+        layout("window").one_of("v4_584"),
+        layout("compressed").one_of("v4_584"),
+        layout("lse").one_of("none"),
+    )
+    return [
+        _kernel(
+            "attend.flashinfer.selected",
+            "attn.attend",
+            "flashinfer:attend_selected",
+            *common,
+            layout("rows").one_of("selected"),
+            notes="DeepSeek-V4 decoding; lists are read as far as they are filled. Heads are padded to 8 ... 128.",
+        ),
+        _kernel(
+            "attend.flashinfer",
+            "attn.attend",
+            "flashinfer:attend",
+            *common,
+            notes="DeepSeek-V4 decoding over lists with -1 anywhere. Heads are padded to 8 ... 128.",
         ),
     ]
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hal.derived import derived
 from hal.errors import ContractError
 from hal_cuda.adapters import probe
-from hal_cuda.adapters.lists import per_table, token_slots, widest
+from hal_cuda.adapters.lists import per_table, records, token_slots, widest
 
 if TYPE_CHECKING:
     from hal.batch import Batch
@@ -75,7 +75,7 @@ def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ra
     known = probe.parameters("deep_gemm", LOGITS)
     logits = probe.function("deep_gemm", LOGITS)(
         query,
-        rows_of(cache),
+        records(cache),
         factors.contiguous(),
         lengths,
         table,
@@ -93,13 +93,6 @@ def _schedule(batch: Batch, cache: KVCache, ratio: int) -> tuple[Tensor, Tensor,
     table = cache.block_table[token_slots(batch)].clamp_min(0)
     sms = probe.function("deep_gemm", "get_num_sms")()
     return lengths, table, probe.function("deep_gemm", SCHEDULE)(lengths, PAGE, sms)
-
-
-def rows_of(cache: KVCache) -> Tensor:
-    """Pages as [blocks, rows, 1, bytes], sharing memory: codes of all rows of a page, then their scales."""
-    pages, width = cache.pages, cache.layout.row_bytes
-    shape = (len(pages), cache.layout.block_size, 1, width)
-    return pages.as_strided(shape, (pages.stride(0), width, width, 1), pages.storage_offset())
 
 
 def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:

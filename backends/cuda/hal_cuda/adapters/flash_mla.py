@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hal_cuda.adapters import probe
-from hal_cuda.adapters.lists import listed_rows, prefix_rows, window_rows
+from hal_cuda.adapters.lists import listed_rows, prefix_rows, records, selected_counts, window_rows
 
 if TYPE_CHECKING:
     from hal.batch import Batch
@@ -26,7 +26,6 @@ LIST = 128
 """Lists are a multiple of it: two tiles of 64 rows on Hopper, one of 128 on Blackwell."""
 PIECE = 8192
 """Tokens of one call: the scheduler keeps 20 bytes per token in shared memory."""
-ROW = 584
 
 
 def attend(
@@ -81,7 +80,7 @@ def _attend(
     far = far_lengths = None
     if compressed is not None and rows is not None:
         far = listed_rows(batch, compressed, rows, LIST)
-        far_lengths = _counts(batch, ratio, rows.shape[1]) if selected else None
+        far_lengths = selected_counts(batch, ratio, rows.shape[1]) if selected else None
     elif compressed is not None and ratio:
         far, far_lengths = prefix_rows(batch, compressed, ratio, LIST)
     spare = (64 if heads <= 64 else 128) - heads
@@ -121,17 +120,6 @@ def _attend(
 def form() -> dict[str, Any]:
     """What this FlashMLA must be told beside the arguments that all of them take."""
     return {"use_legacy": True, "kv_format": "V4"} if "use_legacy" in probe.parameters("flash_mla", CALL) else {}
-
-
-def records(cache: KVCache) -> Tensor:
-    """Pages as [blocks, rows, 1, 584] bytes, sharing memory; padding behind a page's rows is in its stride."""
-    pages, rows = cache.pages, cache.layout.block_size
-    return pages.as_strided((len(pages), rows, 1, ROW), (pages.stride(0), ROW, ROW, 1), pages.storage_offset())
-
-
-def _counts(batch: Batch, ratio: int, top_k: int) -> Tensor:
-    """int32 [tokens]: entries in each list of `top_k` that `attn.select` returns."""
-    return batch.derive(("cuda", "selected", ratio, top_k), lambda: batch.visible(ratio).clamp(max=top_k).int())
 
 
 def _schedule() -> Any:

@@ -1,4 +1,4 @@
-"""Lists of physical rows (page * block_size + offset), which is how the libraries address pages.
+"""Lists of physical rows (page * block_size + offset), which is how the libraries address pages, and the pages.
 
 int32 [tokens, width], `-1` where there is no row, as wide as a multiple of what the library wants.
 """
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from hal.batch import Batch
     from hal.cache import KVCache
 
-__all__ = ["listed_rows", "per_table", "prefix_rows", "token_slots", "widest", "window_rows"]
+__all__ = [
+    "listed_rows",
+    "per_table",
+    "prefix_rows",
+    "records",
+    "selected_counts",
+    "token_slots",
+    "widest",
+    "window_rows",
+]
 
 Made = TypeVar("Made")
 
@@ -63,6 +72,17 @@ def prefix_rows(batch: Batch, cache: KVCache, ratio: int, multiple: int) -> tupl
 def listed_rows(batch: Batch, cache: KVCache, rows: Tensor, multiple: int) -> Tensor:
     """The entries that `rows` [tokens, top_k] lists."""
     return _padded(cache.physical(token_slots(batch)[:, None], rows), multiple)
+
+
+def selected_counts(batch: Batch, ratio: int, top_k: int) -> Tensor:
+    """int32 [tokens]: entries in each list of `top_k` that `attn.select` returns."""
+    return batch.derive(("cuda", "selected", ratio, top_k), lambda: batch.visible(ratio).clamp(max=top_k).int())
+
+
+def records(cache: KVCache) -> Tensor:
+    """Pages as [blocks, rows, 1, bytes of a row], sharing memory; what stands behind a page's rows is in its stride."""
+    pages, (rows, width) = cache.pages, (cache.layout.block_size, cache.layout.row_bytes)
+    return pages.as_strided((len(pages), rows, 1, width), (pages.stride(0), width, width, 1), pages.storage_offset())
 
 
 def _from(

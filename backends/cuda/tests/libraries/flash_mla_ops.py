@@ -51,18 +51,26 @@ def sparse_decode(
     if num_splits is not None:
         _want(tile_scheduler_metadata is not None, "half a schedule")
         _want(torch.equal(num_splits, splits), "the schedule of other lengths")
-    rows, seen = _gather(kv, indices, topk_length)
+    lists = [(kv, indices, topk_length)]
     if extra_kv is not None and extra_indices is not None:
-        more, also = _gather(extra_kv, extra_indices, extra_topk_length)
-        rows, seen = torch.cat([rows, more], dim=2), torch.cat([seen, also], dim=2)
-    logits = torch.einsum("bshd,bskd->bshk", q.double(), rows) * sm_scale
+        lists.append((extra_kv, extra_indices, extra_topk_length))
+    out, lse = attention(q, lists, attn_sink, sm_scale)
+    return out, lse.transpose(1, 2), torch.zeros(1, 8, dtype=torch.int32), splits
+
+
+def attention(
+    q: Tensor, lists: list[tuple[Tensor, Tensor, Tensor | None]], sink: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """out [b, s_q, h, 512] and lse [b, s_q, h] of q over the rows of (cache, list, length)."""
+    gathered = [_gather(*one) for one in lists]
+    rows, seen = torch.cat([one[0] for one in gathered], dim=2), torch.cat([one[1] for one in gathered], dim=2)
+    logits = torch.einsum("bshd,bskd->bshk", q.double(), rows) * scale
     logits = logits.masked_fill(~seen[:, :, None], -torch.inf)
     lse = logits.logsumexp(-1)
-    total = lse if attn_sink is None else torch.logaddexp(lse, attn_sink.double())
+    total = lse if sink is None else torch.logaddexp(lse, sink.double())
     share = (logits - total.unsqueeze(-1)).exp().nan_to_num(0.0)
     out = torch.einsum("bshk,bskd->bshd", share, rows).to(q.dtype)
-    lse = lse.masked_fill(~seen.any(-1)[:, :, None], torch.inf).float()
-    return out, lse.transpose(1, 2), torch.zeros(1, 8, dtype=torch.int32), splits
+    return out, lse.masked_fill(~seen.any(-1)[:, :, None], torch.inf).float()
 
 
 def _cache(kv: Tensor, name: str) -> None:
