@@ -124,6 +124,37 @@ def test_deep_ep_is_for_as_many_tokens_as_its_buffer_holds() -> None:
     assert "at most 8192 tokens" in lost["cuda.dispatch.deep_ep"]
 
 
+def test_flash_infer_serves_where_flash_mla_does_not() -> None:
+    with installed(FORMS / "flashinfer_07"):
+        for layouts, winner in (
+            ({**ATTEND.layouts, "lse": "none"}, "cuda.attend.flashinfer.selected"),
+            ({"window": "v4_584", "lse": "none"}, "cuda.attend.flashinfer"),
+            (ATTEND.layouts, "cuda.attend"),
+        ):
+            assert planned(replace(ATTEND, layouts=layouts), here("sm120"))[0] == winner
+        lost = planned(ATTEND, here("sm120"))[1]
+        assert "layout lse is wanted" in lost["cuda.attend.flashinfer"]
+        assert "feature flashinfer" in planned(ATTEND, here("sm90"))[1]["cuda.attend.flashinfer"]
+
+
+def test_mega_moe_is_for_blackwell_and_blocks_of_32() -> None:
+    ffn = hal.Call(
+        "moe.ffn",
+        sizes={"hidden": 4096, "top_k": 6, "inter": 2048},
+        ranges={"tokens": (0, 8192)},
+        dtypes={"x": "bfloat16"},
+        layouts={"w13": "mxfp4", "w2": "mxfp4"},
+        attributes={"experts": 256, "clamp": 10.0, "activation": "e4m3_32"},
+    )
+    with installed(FORMS / "deep_gemm_28"):
+        assert planned(ffn, here("sm100"))[0] == "cuda.ffn.megamoe"
+        assert planned(ffn, here("sm90"))[0] == "cuda.dispatch + cuda.experts + cuda.combine"
+        wide = replace(ffn, attributes={**ffn.attributes, "activation": "e4m3_128"})
+        winner, lost = planned(wide, here("sm100"))
+    assert winner == "cuda.dispatch + cuda.experts.deep_gemm.fp4 + cuda.combine"
+    assert "attribute activation is e4m3_128" in lost["cuda.ffn.megamoe"]
+
+
 def test_where_it_cannot_serve_it_says_why() -> None:
     with installed(FORMS / "flash_mla_upstream"):
         for target, change, word in (

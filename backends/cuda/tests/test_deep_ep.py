@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,70 +10,15 @@ import pytest
 import torch
 from hal_cuda.adapters import deep_ep, deep_gemm, probe
 from library_lab import FORMS, installed
+from rank_lab import RANKS, local, together
 
 from hal.conformance.samples.experts import EXPERTS, ffn_sample
 from hal.conformance.samples.sample import Sample
 from hal.dispatched import Dispatched
 from hal.errors import ContractError
-from hal.formats import PackedWeight, quantize
+from hal.formats import quantize
 from hal.numerics.contracts import expect
 from hal.reference import experts as reference
-
-RANKS = 4
-
-
-@dataclass
-class Board:
-    """Where processes that are threads leave what they send."""
-
-    size: int
-    barrier: threading.Barrier = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values: list[Any] = [None] * self.size
-        self.barrier = threading.Barrier(self.size, timeout=30)
-
-    def group(self, rank: int) -> SimpleNamespace:
-        def exchange(value: Any) -> list[Any]:
-            self.values[rank] = value
-            self.barrier.wait()
-            taken = list(self.values)
-            self.barrier.wait()
-            return taken
-
-        process_group = SimpleNamespace(rank=lambda: rank, size=lambda: self.size, exchange=exchange)
-        return SimpleNamespace(rank=rank, size=self.size, process_group=process_group)
-
-
-def together(work: Callable[[SimpleNamespace], Any]) -> list[Any]:
-    """What each of the processes returns; the first error of any of them is raised."""
-    board, results = Board(RANKS), [None] * RANKS
-    errors: list[BaseException] = []
-
-    def one(rank: int) -> None:
-        try:
-            results[rank] = work(board.group(rank))
-        except threading.BrokenBarrierError:
-            pass
-        except BaseException as error:
-            errors.append(error)
-            board.barrier.abort()
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(RANKS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return results
-
-
-def local(weight: PackedWeight, rank: int) -> PackedWeight:
-    """The experts of one process."""
-    own = slice(rank * EXPERTS // RANKS, (rank + 1) * EXPERTS // RANKS)
-    assert weight.scales is not None
-    return PackedWeight(weight.codes[own], weight.scales[own], weight.scheme, (EXPERTS // RANKS, *weight.shape[1:]))
 
 
 def layer(sample: Sample, plant: Callable[[Dispatched], Any] = lambda sent: sent, activation: str = "") -> None:

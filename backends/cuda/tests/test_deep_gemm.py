@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import deep_gemm_ops
+import megamoe_ops
 import pytest
 import torch
 from hal_cuda.adapters import deep_gemm, probe
@@ -62,7 +63,7 @@ def reference_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[9, 10], ids=["sm90", "sm100"])
 def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(deep_gemm_ops, "ARCH", [request.param])
+    monkeypatch.setitem(deep_gemm_ops.ARCH, 0, request.param)
     return int(request.param)
 
 
@@ -109,6 +110,17 @@ def test_experts(sample: Sample, arch: int) -> None:
     judged(deep_gemm.experts, sample, *HALVES)
 
 
+def test_weights_of_mega_moe_are_transformed_as_the_library_does_it(version: str) -> None:
+    torch.manual_seed(0)
+    codes = [torch.randint(-128, 127, (2, rows, 64), dtype=torch.int8) for rows in (256, 128)]
+    packed = [torch.randint(0, 1 << 30, (2, 1, rows), dtype=torch.int32).mT for rows in (256, 128)]
+    pairs = list(zip(codes, packed, strict=True))
+    theirs = probe.function("deep_gemm", "transform_weights_for_mega_moe")(*pairs)
+    for pair, wanted in zip(theirs, megamoe_ops.transform(*pairs), strict=True):
+        assert all(torch.equal(*both) for both in zip(pair, wanted, strict=True))
+        assert pair[1].stride() == wanted[1].stride()
+
+
 def test_signatures_of_compiled_functions_are_found_in_their_docstrings() -> None:
     with installed(FORMS / "deep_gemm_26"):
         assert {"clean_logits", "logits_dtype"} <= probe.parameters("deep_gemm", deep_gemm.LOGITS)
@@ -123,7 +135,7 @@ def test_scales_that_are_no_powers_of_two_are_refused_where_they_would_be_cut(mo
     weight = prepare(torch.randn(128, 256), "fp8_block128", scale_dtype=torch.float32)
     x = torch.randn(2, 256).bfloat16()
     deep_gemm.matmul(x, weight, activation="e4m3_128")
-    monkeypatch.setattr(deep_gemm_ops, "ARCH", [10])
+    monkeypatch.setitem(deep_gemm_ops.ARCH, 0, 10)
     weight = prepare(torch.randn(128, 256), "fp8_block128", scale_dtype=torch.float32)
     with pytest.raises(ContractError, match="no powers of two"):
         deep_gemm.matmul(x, weight, activation="e4m3_128")

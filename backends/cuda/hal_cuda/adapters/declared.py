@@ -15,7 +15,7 @@ EP_TOKENS = 8192
 
 def adapters(target: Target) -> list[Kernel]:
     """The adapters of a chip, best first."""
-    return [*_flash_mla(target), *_flashinfer(target), *_deep_gemm(target), *_deep_ep(target)]
+    return [*_flash_mla(target), *_flashinfer(target), *_deep_gemm(target), *_deep_ep(target), *_megamoe(target)]
 
 
 def _flash_mla(target: Target) -> list[Kernel]:
@@ -167,6 +167,27 @@ def _deep_ep(target: Target) -> list[Kernel]:
             dtype("rows").one_of("bfloat16"),
             notes="Sends back what dispatch.deep_ep sent; the residual is its bias. Other rows: cuda.combine.",
         ),
+    ]
+
+
+def _megamoe(target: Target) -> list[Kernel]:
+    functions = ("fp8_fp4_mega_moe", "get_symm_buffer_for_mega_moe", "transform_weights_for_mega_moe")
+    return [
+        _kernel(
+            "ffn.megamoe",
+            "moe.ffn",
+            "megamoe:ffn",
+            needs("megamoe"),
+            offered(target, "deep_gemm", *functions, "transform_sf_into_required_layout"),
+            dtype("x").one_of("bfloat16"),
+            dim("hidden").multiple_of(128),
+            dim("inter").multiple_of(128),
+            layout("w13").one_of("mxfp4"),
+            layout("w2").one_of("mxfp4"),
+            attribute("activation").one_of("e4m3_32"),
+            check(_few, says=f"at most {EP_TOKENS} tokens in one process"),
+            notes="Over a group: one kernel, and an addition for the residual. Within one process: Triton's three.",
+        )
     ]
 
 

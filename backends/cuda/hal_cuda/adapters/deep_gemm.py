@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hal.dispatched import Dispatched
     from hal.formats import PackedWeight
 
-__all__ = ["experts", "index_scores", "matmul"]
+__all__ = ["experts", "index_scores", "matmul", "scales_of"]
 
 GEMM = ("fp8_fp4_gemm_nt", "fp8_gemm_nt")
 GROUPED = ("m_grouped_fp8_fp4_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_contiguous")
@@ -159,15 +159,15 @@ def recipes(activation: str, weight: PackedWeight) -> dict[str, tuple[int, int]]
 
 def _weight(weight: PackedWeight, out: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     codes = weight.codes.view(torch.int8) if weight.scheme == "mxfp4" else weight.codes
-    return (codes, _scales(weight)), out
+    return (codes, scales_of(weight)), out
 
 
 def _grain(weight: PackedWeight) -> tuple[int, int]:
     rows, columns = (128, 128) if weight.scheme == "fp8_block128" else (1, 32)
-    return (1 if _scales(weight).dtype == torch.int32 else rows), columns
+    return (1 if scales_of(weight).dtype == torch.int32 else rows), columns
 
 
-def _scales(weight: PackedWeight) -> Tensor:
+def scales_of(weight: PackedWeight) -> Tensor:
     """The weight's scales as the chip wants them: float32, or four ue8m0 in an int32."""
     return derived(weight, ("DeepGEMM", "scales"), lambda: _transformed(weight))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ARCH = [9]
+ARCH = {0: 9}
 """Major compute capability of the chip that is pretended."""
 
 ALIGNMENT, SMS = 128, 132

@@ -8,6 +8,7 @@ from typing import Any
 
 import deep_gemm_ops as ops
 import torch
+from megamoe_ops import SymmBuffer, mega_moe, transform
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
@@ -102,3 +103,36 @@ def get_mk_alignment_for_contiguous_layout() -> int:
 
 def get_num_sms() -> int:
     return ops.SMS
+
+
+def get_symm_buffer_for_mega_moe(
+    group: Any,
+    num_experts: int,
+    num_max_tokens_per_rank: int,
+    num_topk: int,
+    hidden: int,
+    intermediate_hidden: int,
+    use_fp8_dispatch: bool = True,
+    activation: str = "swiglu",
+) -> SymmBuffer:
+    return SymmBuffer(group, num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden)
+
+
+def transform_weights_for_mega_moe(l1_weights: Pair, l2_weights: Pair) -> tuple[Pair, Pair]:
+    return transform(l1_weights, l2_weights)
+
+
+def fp8_fp4_mega_moe(
+    y: Tensor,
+    l1_weights: Pair,
+    l2_weights: Pair,
+    sym_buffer: SymmBuffer,
+    cumulative_local_expert_recv_stats: Tensor | None = None,
+    recipe: tuple[int, int, int] = (1, 1, 32),
+    activation: str = "swiglu",
+    activation_clamp: float | None = None,
+    fast_math: bool = True,
+) -> None:
+    assert cumulative_local_expert_recv_stats is None
+    assert activation_clamp is not None
+    mega_moe(y, l1_weights, l2_weights, sym_buffer, recipe, activation, activation_clamp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import deep_gemm_ops as ops
+from megamoe_ops import SymmBuffer, mega_moe, transform
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
@@ -85,3 +86,55 @@ def get_mk_alignment_for_contiguous_layout() -> int:
 
 def get_num_sms() -> int:
     return ops.SMS
+
+
+def get_symm_buffer_for_mega_moe(
+    group: Any,
+    num_experts: int,
+    num_max_tokens_per_rank: int,
+    num_topk: int,
+    hidden: int,
+    intermediate_hidden: int,
+    num_shared_experts: int = 0,
+    use_fp8_dispatch: bool | None = None,
+    mma_type: str = "fp8xfp4",
+    activation: str = "swiglu",
+) -> SymmBuffer:
+    assert num_shared_experts == 0
+    assert mma_type == "fp8xfp4"
+    return SymmBuffer(group, num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden)
+
+
+def transform_weights_for_mega_moe(
+    l1_weights: Pair, l2_weights: Pair, activation: str = "swiglu", mma_type: str = "fp8xfp4"
+) -> tuple[Pair, Pair]:
+    return transform(l1_weights, l2_weights)
+
+
+def fp8_fp4_mega_moe(
+    y: Tensor,
+    l1_weights: Pair,
+    l2_weights: Pair,
+    sym_buffer: SymmBuffer,
+    shared_l1_weights: Pair | None = None,
+    shared_l2_weights: Pair | None = None,
+    cumulative_local_expert_recv_stats: Tensor | None = None,
+    recipe: tuple[int, int, int] = (1, 1, 32),
+    activation: str = "swiglu",
+    activation_clamp: float | None = None,
+    fast_math: bool = True,
+    use_x_scales: bool = False,
+    l1_alphas: Tensor | None = None,
+    l2_alphas: Tensor | None = None,
+    l2_act_scales: Tensor | None = None,
+    weight_layout: str = "megamoe",
+    global_num_tokens: int | None = None,
+    post_expert_norm: bool = False,
+    post_expert_norm_weight: Tensor | None = None,
+    post_expert_norm_eps: float = 1e-6,
+    post_expert_norm_weight_first: bool = False,
+) -> None:
+    assert shared_l1_weights is None
+    assert cumulative_local_expert_recv_stats is None
+    assert activation_clamp is not None
+    mega_moe(y, l1_weights, l2_weights, sym_buffer, recipe, activation, activation_clamp)
