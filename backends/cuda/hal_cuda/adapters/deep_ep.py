@@ -45,7 +45,8 @@ def dispatch(
     from hal_triton.matmul import quantize
 
     if group is None or group.size == 1:
-        return local.dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
+        alone: Dispatched = local.dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
+        return alone
     tokens, top_k = expert_ids.shape
     if tokens > MOST:
         raise ContractError(
@@ -91,7 +92,8 @@ def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Te
     if not isinstance(dispatched.route, Route):
         from hal_triton import experts as local
 
-        return local.combine(rows, dispatched, residual)
+        summed: Tensor = local.combine(rows, dispatched, residual)
+        return summed
     way = dispatched.route
     bias = None if residual is None else residual.contiguous()
     y: Tensor = way.buffer.combine(rows.contiguous(), way.handle, bias=bias)[0]

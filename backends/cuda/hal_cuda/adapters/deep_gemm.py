@@ -38,7 +38,8 @@ def quantize(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Codes and ue8m0 scales of x[rows, features]."""
     from hal_triton.matmul import quantize as by_triton
 
-    return by_triton(x, activation=activation)
+    codes, scales = by_triton(x, activation=activation)
+    return codes, scales
 
 
 def matmul(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
@@ -67,13 +68,14 @@ def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ra
         return torch.empty(tokens, width, device=q.device)
     codes, scales = quantize(q.reshape(-1, dim).contiguous(), cache.layout.index_activation)
     factors = weights.float() * scale
+    query: tuple[Tensor, Tensor | None]
     if cache.layout.index_activation == "e2m1_32":
         query = codes.view(torch.int8).view(tokens, 1, heads, -1), scales.view(torch.int32).view(tokens, 1, heads)
     else:
         query, factors = (codes.view(tokens, 1, heads, dim), None), factors * scales.float().view(tokens, heads)
     lengths, table, schedule = per_table(batch, cache, ("DeepGEMM", ratio), lambda: _schedule(batch, cache, ratio))
     known = probe.parameters("deep_gemm", LOGITS)
-    logits = probe.function("deep_gemm", LOGITS)(
+    logits: Tensor = probe.function("deep_gemm", LOGITS)(
         query,
         records(cache),
         factors.contiguous(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hal_cuda.adapters import probe
-from hal_cuda.adapters.lists import listed_rows, prefix_rows, records, selected_counts, window_rows
+from hal_cuda.adapters.lists import entries, records, window_rows
 
 if TYPE_CHECKING:
     from hal.batch import Batch
@@ -39,50 +39,17 @@ def attend(
     scale: float,
     window_size: int,
     ratio: int,
+    selected: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`attn.attend`: q[tokens, heads, 512] bfloat16, heads up to 128, padded to 64 or 128 where they are fewer."""
-    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, selected=False)
+    """`attn.attend`: q[tokens, heads, 512] bfloat16, heads up to 128, padded to 64 or 128 where they are fewer.
 
-
-def attend_selected(
-    q: Tensor,
-    window: KVCache,
-    compressed: KVCache | None,
-    rows: Tensor | None,
-    sink: Tensor | None,
-    batch: Batch,
-    *,
-    scale: float,
-    window_size: int,
-    ratio: int,
-) -> tuple[Tensor, Tensor]:
-    """As `attend`, for rows as `attn.select` returns them: lists are read only as far as they are filled."""
-    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, selected=True)
-
-
-def _attend(
-    q: Tensor,
-    window: KVCache,
-    compressed: KVCache | None,
-    rows: Tensor | None,
-    sink: Tensor | None,
-    batch: Batch,
-    scale: float,
-    window_size: int,
-    ratio: int,
-    *,
-    selected: bool,
-) -> tuple[Tensor, Tensor]:
+    `selected` promises rows as `attn.select` returns them: lists are read only as far as they are filled.
+    """
     tokens, heads, _ = q.shape
     if not tokens:
         return torch.empty_like(q), torch.empty(0, heads, device=q.device)
     near, near_lengths = window_rows(batch, window, window_size, LIST)
-    far = far_lengths = None
-    if compressed is not None and rows is not None:
-        far = listed_rows(batch, compressed, rows, LIST)
-        far_lengths = selected_counts(batch, ratio, rows.shape[1]) if selected else None
-    elif compressed is not None and ratio:
-        far, far_lengths = prefix_rows(batch, compressed, ratio, LIST)
+    far, far_lengths = entries(batch, compressed, rows, ratio, LIST, selected)
     spare = (64 if heads <= 64 else 128) - heads
     q, sink = (F.pad(q, (0, 0, 0, spare)), sink if sink is None else F.pad(sink, (0, spare))) if spare else (q, sink)
     q, sink = q.contiguous(), sink if sink is None else sink.float().contiguous()
@@ -115,6 +82,11 @@ def _attend(
         )
     out, lse = (torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*done, strict=True))
     return out[:, 0, :heads], lse[:, :heads, 0]
+
+
+def attend_selected(*arguments: Any, **attributes: Any) -> tuple[Tensor, Tensor]:
+    """`attend` with `selected`."""
+    return attend(*arguments, selected=True, **attributes)
 
 
 def form() -> dict[str, Any]:

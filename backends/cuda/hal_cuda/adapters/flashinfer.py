@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hal_cuda.adapters import probe
-from hal_cuda.adapters.lists import listed_rows, prefix_rows, records, selected_counts, window_rows
+from hal_cuda.adapters.lists import entries, records, window_rows
 
 if TYPE_CHECKING:
     from hal.batch import Batch
@@ -41,55 +41,23 @@ def attend(
     scale: float,
     window_size: int,
     ratio: int,
+    selected: bool = False,
 ) -> tuple[Tensor, None]:
-    """`attn.attend` without `lse`: q[tokens, heads, 512] bfloat16, heads padded to 8, 16, 32, 64 or 128."""
-    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, selected=False), None
+    """`attn.attend` without `lse`: q[tokens, heads, 512] bfloat16, heads padded to 8, 16, 32, 64 or 128.
 
-
-def attend_selected(
-    q: Tensor,
-    window: KVCache,
-    compressed: KVCache | None,
-    rows: Tensor | None,
-    sink: Tensor | None,
-    batch: Batch,
-    *,
-    scale: float,
-    window_size: int,
-    ratio: int,
-) -> tuple[Tensor, None]:
-    """As `attend`, for rows as `attn.select` returns them: lists are read only as far as they are filled."""
-    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, selected=True), None
-
-
-def _attend(
-    q: Tensor,
-    window: KVCache,
-    compressed: KVCache | None,
-    rows: Tensor | None,
-    sink: Tensor | None,
-    batch: Batch,
-    scale: float,
-    window_size: int,
-    ratio: int,
-    *,
-    selected: bool,
-) -> Tensor:
+    `selected` promises rows as `attn.select` returns them: lists are read only as far as they are filled.
+    """
     tokens, heads, _ = q.shape
     if not tokens:
-        return torch.empty_like(q)
+        return torch.empty_like(q), None
     near, near_lengths = window_rows(batch, window, window_size, LIST)
     extra: dict[str, Any] = {}
-    if compressed is not None and (rows is not None or ratio):
-        if rows is None:
-            far, lengths = prefix_rows(batch, compressed, ratio, LIST)
-        else:
-            far, top_k = listed_rows(batch, compressed, rows, LIST), rows.shape[1]
-            lengths = selected_counts(batch, ratio, top_k) if selected else near_lengths.new_full((tokens,), top_k)
+    far, lengths = entries(batch, compressed, rows, ratio, LIST, selected)
+    if far is not None and compressed is not None:
         extra = {
             "compressed_kv_cache": records(compressed),
             "extra_sparse_indices": far,
-            "extra_sparse_topk_lens": lengths,
+            "extra_sparse_topk_lens": near_lengths.new_full((tokens,), far.shape[1]) if lengths is None else lengths,
         }
     spare = next(size for size in HEADS if size >= heads) - heads
     if spare:
@@ -107,7 +75,12 @@ def _attend(
         kv_cache_format="fp8",
         **extra,
     )
-    return out[:, :heads]
+    return out[:, :heads], None
+
+
+def attend_selected(*arguments: Any, **attributes: Any) -> tuple[Tensor, None]:
+    """`attend` with `selected`."""
+    return attend(*arguments, selected=True, **attributes)
 
 
 @cache

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from hal.cache import KVCache
 
 __all__ = [
-    "listed_rows",
+    "entries",
     "per_table",
-    "prefix_rows",
     "records",
-    "selected_counts",
     "token_slots",
     "widest",
     "window_rows",
@@ -59,24 +57,30 @@ def window_rows(batch: Batch, cache: KVCache, size: int, multiple: int) -> tuple
     return per_table(batch, cache, ("cuda", "window rows", size, multiple), make)
 
 
-def prefix_rows(batch: Batch, cache: KVCache, ratio: int, multiple: int) -> tuple[Tensor, Tensor]:
-    """Every entry that each token sees, and int32 [tokens], how many."""
+def entries(
+    batch: Batch, cache: KVCache | None, rows: Tensor | None, ratio: int, multiple: int, selected: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Compressed rows that each token attends to, and int32 [tokens], how many.
 
-    def make() -> tuple[Tensor, Tensor]:
-        visible = batch.visible(ratio)
-        return _from(batch, cache, torch.zeros_like(visible), visible, widest(batch, ratio), multiple)
+    Those that `rows` [tokens, top_k] lists, all that it sees where there is no list, None where there are no entries.
+    How many is None for lists with -1 anywhere: only those that `attn.select` returns (`selected`) can be counted.
+    """
+    if cache is None or (rows is None and not ratio):
+        return None, None
+    if rows is None:
+        return per_table(
+            batch, cache, ("cuda", "visible rows", ratio, multiple), lambda: _seen(batch, cache, ratio, multiple)
+        )
+    listed = _padded(cache.physical(token_slots(batch)[:, None], rows), multiple)
+    top_k = rows.shape[1]
+    if not selected:
+        return listed, None
+    return listed, batch.derive(("cuda", "selected", ratio, top_k), lambda: batch.visible(ratio).clamp(max=top_k).int())
 
-    return per_table(batch, cache, ("cuda", "visible rows", ratio, multiple), make)
 
-
-def listed_rows(batch: Batch, cache: KVCache, rows: Tensor, multiple: int) -> Tensor:
-    """The entries that `rows` [tokens, top_k] lists."""
-    return _padded(cache.physical(token_slots(batch)[:, None], rows), multiple)
-
-
-def selected_counts(batch: Batch, ratio: int, top_k: int) -> Tensor:
-    """int32 [tokens]: entries in each list of `top_k` that `attn.select` returns."""
-    return batch.derive(("cuda", "selected", ratio, top_k), lambda: batch.visible(ratio).clamp(max=top_k).int())
+def _seen(batch: Batch, cache: KVCache, ratio: int, multiple: int) -> tuple[Tensor, Tensor]:
+    visible = batch.visible(ratio)
+    return _from(batch, cache, torch.zeros_like(visible), visible, widest(batch, ratio), multiple)
 
 
 def records(cache: KVCache) -> Tensor:

@@ -45,7 +45,9 @@ def ffn(
 
     if group is None or group.size == 1:
         sent = local.dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
-        return local.combine(local.experts(sent, w13, w2, clamp=clamp, activation=activation), sent, residual)
+        rows = local.experts(sent, w13, w2, clamp=clamp, activation=activation)
+        alone: Tensor = local.combine(rows, sent, residual)
+        return alone
     tokens, top_k = expert_ids.shape
     if tokens > MOST:
         raise ContractError(
