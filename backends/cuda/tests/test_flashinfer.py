@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import flashinfer_ops
 import pytest
 import torch
 from hal_cuda.adapters import flashinfer, probe
-from library_lab import FORMS, installed, judged
+from library_lab import FORMS, WHEELS, Absentees, installed, judged, python_of
 
 from hal.conformance.samples.attention import attend_sample
 from hal.conformance.samples.batches import DECODE, EMPTY, LONG, MIXED, PREFILL, Requests
@@ -33,11 +37,30 @@ ANY = [
 SELECTED = [sample("csa", 4, requests, heads=64, top_k=24, holes="selected") for requests in (PREFILL, DECODE, MIXED)]
 
 
-@pytest.fixture(autouse=True)
-def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(flashinfer, "WORKSPACE", 1024)
-    with installed(FORMS / "flashinfer_07"):
+@pytest.fixture(scope="module", params=["stand-in", "its own Python"], autouse=True)
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if request.param == "stand-in":
+        with installed(FORMS / "flashinfer_07"):
+            yield
+        return
+    folder = tmp_path_factory.mktemp("flashinfer")
+    if python_of("flashinfer_python", folder) is None or python_of("apache_tvm_ffi", folder, whole=True) is None:
+        pytest.skip(f"no wheels of flashinfer-python and apache-tvm-ffi; put them where {WHEELS} says")
+    with installed(folder), pytest.MonkeyPatch.context() as patch:
+        importlib.import_module("tvm_ffi")
+        patch.setattr(sys, "meta_path", [*sys.meta_path, Absentees("cuda", "pynvml", "requests", "tabulate", "einops")])
+        core = importlib.import_module("flashinfer.mla._core")
+        patch.setattr(core, "get_compute_capability", lambda device: (12, 0))
+        patch.setattr(core, "is_sm12x_supported", lambda device: True)
+        prepared = SimpleNamespace(functional_run=flashinfer_ops.functional_run)
+        patch.setitem(sys.modules, "flashinfer.mla._sparse_mla_sm120._prepared", prepared)
+        patch.setattr(core, "device_support_pdl", lambda device: False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flashinfer, "WORKSPACE", 1024)
 
 
 @pytest.mark.parametrize("one", ANY, ids=[one.title for one in ANY])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
 import os
 import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 from hal_cuda.adapters import probe
 
@@ -42,18 +46,49 @@ def installed(folder: Path | None) -> Iterator[None]:
         probe.forget()
 
 
-def python_of(wheel: str, folder: Path, shared: tuple[str, ...]) -> Path | None:
-    """The Python of a wheel, unpacked; `shared` are its compiled files, which stay empty. None without the wheel."""
+def python_of(wheel: str, folder: Path, shared: tuple[str, ...] = (), whole: bool = False) -> Path | None:
+    """The Python of a wheel, unpacked, or the `whole` wheel. None where there is no such wheel.
+
+    `shared` are compiled files, which stay empty.
+    """
     here = os.environ.get(WHEELS)
     found = sorted(Path(here).glob(f"{wheel}-*.whl")) if here else []
     if not found:
         return None
     with zipfile.ZipFile(found[-1]) as files:
-        names = [name for name in files.namelist() if name.endswith((".py", "VERSION"))]
+        names = [name for name in files.namelist() if whole or name.endswith((".py", "VERSION", "_version.txt"))]
         files.extractall(folder, names)
     for name in shared:
         (folder / name).touch()
     return folder
+
+
+class Absent(ModuleType):
+    """A package that a library imports and does not need for what is run here."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {}) if name[0].isupper() else MagicMock(name=name)
+
+
+class Absentees(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds an empty package wherever one of `names` or a part of it is imported."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        found = name.split(".")[0] in self.names
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if found else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return Absent(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run."""
 
 
 def judged(function: Any, sample: Sample, precision: Precision | None = None, rules: Rules = DEFAULT) -> Any:

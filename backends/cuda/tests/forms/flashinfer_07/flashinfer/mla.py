@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from flash_mla_ops import attention
+from flashinfer_ops import run, want
 from torch import Tensor
 
 
@@ -44,44 +44,16 @@ def trtllm_batch_decode_sparse_mla_dsv4(
     *,
     kv_cache_format: str = "fp8",
 ) -> Any:
-    _want(backend in ("auto", "sparse") and kv_cache_format == "fp8", f"{backend} over {kv_cache_format} here")
-    _want(not isinstance(bmm1_scale, Tensor) and bmm2_scale == 1.0, "scales as tensors")
-    _want(query.dtype == torch.bfloat16 and query.ndim == 3 and query.shape[2] == 512, f"query {query.dtype}")
-    tokens, heads, _ = query.shape
-    _want(heads in (8, 16, 32, 64, 128), f"{heads} heads")
-    _want(workspace_buffer.dtype == torch.uint8, "workspace")
-    _want(sparse_topk_lens is None and seq_lens is None, "lengths of the other backend")
-    _want((extra_sparse_indices is None) == (extra_sparse_topk_lens is None), "half of an extra list")
-    if sinks is not None:
-        _want(sinks.dtype == torch.float32 and sinks.shape == (heads,) and sinks.is_contiguous(), "sinks")
-    lists = [_segment(swa_kv_cache, sparse_indices, swa_topk_lens, kv_layout, tokens)]
+    want(backend in ("auto", "sparse") and kv_cache_format == "fp8", f"{backend} over {kv_cache_format} here")
+    want(not isinstance(bmm1_scale, Tensor) and bmm2_scale == 1.0, "scales as tensors")
+    want(workspace_buffer.dtype == torch.uint8, "workspace")
+    want(sparse_topk_lens is None and seq_lens is None, "lengths of the other backend")
+    want((extra_sparse_indices is None) == (extra_sparse_topk_lens is None), "half of an extra list")
+    if kv_layout == "HND":
+        swa_kv_cache = swa_kv_cache.transpose(1, 2)
+        compressed_kv_cache = None if compressed_kv_cache is None else compressed_kv_cache.transpose(1, 2)
+    lists = [(swa_kv_cache, sparse_indices, swa_topk_lens)]
     if extra_sparse_indices is not None:
-        _want(compressed_kv_cache is not None, "an extra list without its cache")
-        lists.append(_segment(compressed_kv_cache, extra_sparse_indices, extra_sparse_topk_lens, kv_layout, tokens))
-    made = attention(query.unsqueeze(1), lists, sinks, float(bmm1_scale))[0].squeeze(1)
+        lists.append((compressed_kv_cache, extra_sparse_indices, extra_sparse_topk_lens))
+    made = run(query, lists, sinks, float(bmm1_scale))
     return made if out is None else out.copy_(made)
-
-
-def _segment(
-    pages: Tensor | None, rows: Tensor | None, lengths: Tensor | None, kv_layout: str, tokens: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A packed cache, its list and the lengths, in the forms that are accepted."""
-    assert pages is not None
-    assert rows is not None
-    assert lengths is not None
-    _want(pages.dtype == torch.uint8 and pages.shape[-1] == 584, f"pages {pages.dtype} {tuple(pages.shape)}")
-    _want(pages.ndim == 4 and pages.shape[2 if kv_layout == "NHD" else 1] == 1, f"pages {tuple(pages.shape)}")
-    pages = pages if kv_layout == "NHD" else pages.transpose(1, 2)
-    packed = pages.stride(1) == 584 and pages.stride(3) == 1
-    _want(packed and pages.data_ptr() % 16 == 0 and pages.stride(0) % 16 == 0, f"pages with strides {pages.stride()}")
-    _want(rows.dtype == torch.int32 and rows.ndim == 2 and len(rows) == tokens, f"a list of {rows.dtype}")
-    _want(rows.shape[1] > 0 and rows.shape[1] % 64 == 0 and rows.stride(1) == 1, f"a list of {rows.shape[1]}")
-    _want(lengths.dtype == torch.int32 and lengths.shape == (tokens,), f"lengths {lengths.dtype}")
-    _want(bool((lengths <= rows.shape[1]).all()), "a length beyond the list")
-    _want(bool((rows >= -1).all() and (rows < pages.shape[0] * pages.shape[1]).all()), "an index beyond the cache")
-    return pages, rows.unsqueeze(1), lengths
-
-
-def _want(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(f"FlashInfer refuses {what}")
