@@ -99,6 +99,14 @@ def test_deep_gemm_serves_what_its_chip_and_version_can(version: str) -> None:
         eight = replace(SCORES, layouts={"cache": "index_fp8_132"})
         assert planned(eight, here("sm90"))[0] == "cuda.index_scores.deep_gemm"
         assert planned(SCORES, here("sm90"))[0] == "cuda.index_scores"
+        select = hal.Call(
+            "attn.select",
+            sizes={**eight.sizes, "top_k": 512},
+            dtypes=eight.dtypes,
+            layouts=eight.layouts,
+            attributes={**eight.attributes, "top_k": 512, "hadamard": True},
+        )
+        assert planned(select, here("sm90"))[0] == "cuda.select.deep_gemm"
         winner, lost = planned(SCORES, here("sm100"))
         if version == "26":
             assert winner == "cuda.index_scores.deep_gemm"

@@ -15,8 +15,8 @@ import torch
 from hal_cuda.adapters import deep_gemm, probe
 from library_lab import FORMS, WHEELS, installed, judged, python_of
 
-from hal.conformance.samples.attention import index_scores_sample
-from hal.conformance.samples.batches import DECODE, EMPTY, MIXED, PREFILL
+from hal.conformance.samples.attention import index_scores_sample, select_sample
+from hal.conformance.samples.batches import DECODE, EMPTY, LONG, MIXED, PREFILL
 from hal.conformance.samples.experts import experts_sample
 from hal.conformance.samples.matmul import matmul_sample
 from hal.conformance.samples.sample import Sample
@@ -45,6 +45,11 @@ SCORES = {
     rows: [simulated(index_scores_sample(one, "bfloat16", rows, heads=64)) for one in (PREFILL, DECODE, MIXED, EMPTY)]
     for rows in ("index_fp8_132", "index_mxfp4_68")
 }
+SELECT = [
+    select_sample(MIXED, "bfloat16", "index_mxfp4_68", heads=64),
+    *(select_sample(one, "bfloat16", "index_fp8_132", heads=64) for one in (PREFILL, DECODE, MIXED, EMPTY)),
+    select_sample(LONG, "bfloat16", "index_fp8_132", heads=64, top_k=512),
+]
 FP8 = [experts_sample(tokens, "fp8_block128", "e4m3_128", "holes") for tokens in (0, 1, 33)]
 FP8 += [experts_sample(33, "fp8_block128", "e4m3_128", "crowded", align=16)]
 FP4 = [experts_sample(33, "mxfp4", activation, "spread") for activation in ("e4m3_32", "e4m3_128")]
@@ -100,6 +105,20 @@ def test_logits(number: int, rows: str, arch: int, version: str) -> None:
     if (arch == 9 and rows == "index_mxfp4_68") or (arch == 10 and version != "26"):
         pytest.skip("not declared for this chip and version")
     judged(deep_gemm.index_scores, SCORES[rows][number])
+
+
+@pytest.mark.parametrize("scores", [1 << 26, 100], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("sample", SELECT, ids=[one.title for one in SELECT])
+def test_selection(sample: Sample, scores: int, arch: int, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (arch == 9 and sample is SELECT[0]) or (arch == 10 and version != "26"):
+        pytest.skip("not declared for this chip and version")
+    monkeypatch.setattr(deep_gemm, "SCORES", scores)
+    judged(deep_gemm.select, sample)
+
+
+def test_equal_scores_go_to_the_lowest_entry() -> None:
+    scores = torch.tensor([[0.0, -0.0, 1.0, -torch.inf, 0.0, -2.0, 1.0]])
+    assert deep_gemm._best(scores, 5).tolist() == [[2, 6, 0, 1, 4]]
 
 
 @pytest.mark.usefixtures("version")

@@ -86,6 +86,15 @@ def _deep_gemm(target: Target) -> list[Kernel]:
     products = offered(target, "deep_gemm", grouped, transform, alignment)
     experts = (needs("deepgemm"), products, dtype("rows").one_of("bfloat16"), dim("hidden").multiple_of(128))
     inner = dim("inter").multiple_of(128)
+    paged = ("fp8_fp4_paged_mqa_logits", "get_paged_mqa_logits_metadata")
+    logits = (
+        needs("deepgemm"),
+        offered(target, "deep_gemm", *paged, form=_exact_logits if blackwell else None),
+        dtype("q").one_of("bfloat16"),
+        dim("index_dim").one_of(128),
+        dim("index_heads").one_of(*((8, 16, 32, 64) if blackwell else (32, 64))),
+        layout("cache").one_of("index_fp8_132", *(("index_mxfp4_68",) if blackwell else ())),
+    )
     return [
         _kernel(
             "matmul.deep_gemm",
@@ -101,21 +110,17 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             notes="FP8 blocks: rows quantised by Triton, scales in the chip's form, weights' once.",
         ),
         _kernel(
+            "select.deep_gemm",
+            "attn.select",
+            "deep_gemm:select",
+            *logits,
+            notes="Paged logits over pages of 64 rows, every token a request of one query; torch rotates and chooses.",
+        ),
+        _kernel(
             "index_scores.deep_gemm",
             "attn.index_scores",
             "deep_gemm:index_scores",
-            needs("deepgemm"),
-            offered(
-                target,
-                "deep_gemm",
-                "fp8_fp4_paged_mqa_logits",
-                "get_paged_mqa_logits_metadata",
-                form=_exact_logits if blackwell else None,
-            ),
-            dtype("q").one_of("bfloat16"),
-            dim("index_dim").one_of(128),
-            dim("index_heads").one_of(*((8, 16, 32, 64) if blackwell else (32, 64))),
-            layout("cache").one_of("index_fp8_132", *(("index_mxfp4_68",) if blackwell else ())),
+            *logits,
             notes="Paged logits over pages of 64 rows, every token a request of one query.",
         ),
         _kernel(

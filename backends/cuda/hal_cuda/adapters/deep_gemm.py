@@ -1,4 +1,4 @@
-"""`quant.matmul`, `attn.index_scores` and `moe.experts` with DeepGEMM.
+"""`quant.matmul`, `attn.select` with `attn.index_scores`, and `moe.experts` with DeepGEMM.
 
 Rows are quantised by the Triton kernel, bit for bit as the contracts say; the products are DeepGEMM's. Scales are given
 as float32, which it brings into its chip's form; those of weights are brought there once. Source: DeepGEMM,
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from hal.derived import derived
 from hal.errors import ContractError
+from hal.formats import hadamard_transform
+from hal.rope import rotate
 from hal_cuda.adapters import probe
 from hal_cuda.adapters.lists import per_table, records, token_slots, widest
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from hal.cache import KVCache
     from hal.dispatched import Dispatched
     from hal.formats import PackedWeight
+    from hal.rope import Rope
 
-__all__ = ["experts", "index_scores", "matmul", "scales_of"]
+__all__ = ["experts", "index_scores", "matmul", "scales_of", "select"]
 
 GEMM = ("fp8_fp4_gemm_nt", "fp8_gemm_nt")
 GROUPED = ("m_grouped_fp8_fp4_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_contiguous")
@@ -32,6 +35,8 @@ ALIGNMENT = ("get_mk_alignment_for_contiguous_layout", "get_m_alignment_for_cont
 LOGITS, SCHEDULE = "fp8_fp4_paged_mqa_logits", "get_paged_mqa_logits_metadata"
 PAGE = 64
 """Rows of a page of the indexer's cache, on every chip and in every version."""
+SCORES = 1 << 26
+"""Scores held at a time: 256 MiB, and twice as much for the keys that order them."""
 
 
 def quantize(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -52,28 +57,80 @@ def matmul(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     return y
 
 
-def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float) -> Tensor:
-    """`attn.index_scores`: q[tokens, heads, 128], which holds values of the cache's quantiser; pages of 64 rows.
+def select(
+    q: Tensor,
+    weights: Tensor,
+    rope: Rope,
+    batch: Batch,
+    cache: KVCache,
+    *,
+    top_k: int,
+    ratio: int,
+    hadamard: bool,
+    scale: float,
+) -> Tensor:
+    """`attn.select`: rotation, transform and choice are torch's, the quantiser Triton's, the scores DeepGEMM's.
 
-    Every token is a request of one query. Queries in FP8 give their scale to `weights`, which commutes with ReLU.
+    Nothing is scored while every visible entry is chosen.
+    """
+    tokens, width, visible = len(q), widest(batch, ratio), batch.visible(ratio)[:, None]
+    if width <= top_k:
+        place = torch.arange(top_k, dtype=torch.int32, device=q.device)
+        return torch.where(place < visible, place, -1)
+    cos, sin = batch.derive(("rope", rope), lambda: rope.cos_sin(batch.positions))
+    turned = rotate(q, cos, sin)
+    turned = hadamard_transform(turned) if hadamard else turned
+    chosen, step = [], max(1, SCORES // width)
+    for low in range(0, tokens, step):
+        scores = _scores(turned, weights, batch, cache, ratio, scale, low, min(low + step, tokens))
+        best = _best(scores, top_k)
+        chosen.append(torch.where(best < visible[low : low + step], best, -1).int())
+    return torch.cat(chosen)
+
+
+def _best(scores: Tensor, top_k: int) -> Tensor:
+    """Places of the largest scores of each row; of equal ones the first. Keys are a score's bits, then its place."""
+    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32
+    last = (1 << 32) - 1
+    keys = ordered | (last - torch.arange(scores.shape[1], device=scores.device))
+    return last - (keys.topk(top_k, dim=-1).values & last)
+
+
+def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float) -> Tensor:
+    """`attn.index_scores`: q[tokens, heads, 128], which holds values of the cache's quantiser; pages of 64 rows."""
+    return _scores(q, weights, batch, cache, ratio, scale, 0, len(q))
+
+
+def _scores(
+    q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, ratio: int, scale: float, low: int, high: int
+) -> Tensor:
+    """Scores of the batch's tokens from `low` to `high`: every token is a request of one query.
+
+    Queries in FP8 give their scale to `weights`, which commutes with ReLU.
     """
     if cache.layout.block_size != PAGE:
         raise ContractError(
             f"pages of {cache.layout.block_size} rows, DeepGEMM reads pages of {PAGE}",
-            where="attn.index_scores by DeepGEMM",
-            fix=f"allocate the indexer's cache with pages of {PAGE} rows, or set HAL_OPS='attn.index_scores=cuda.*'",
+            where="DeepGEMM",
+            fix=f"allocate the indexer's cache with pages of {PAGE} rows, or set HAL_OPS='attn.select=cuda.select'",
         )
-    (tokens, heads, dim), width = q.shape, widest(batch, ratio)
+    width, heads, dim, activation = widest(batch, ratio), *q.shape[1:], cache.layout.index_activation
+    tokens = high - low
     if not tokens or not width:
         return torch.empty(tokens, width, device=q.device)
-    codes, scales = quantize(q.reshape(-1, dim).contiguous(), cache.layout.index_activation)
-    factors = weights.float() * scale
+    codes, scales = quantize(q[low:high].reshape(-1, dim).contiguous(), activation)
+    factors = weights[low:high].float() * scale
     query: tuple[Tensor, Tensor | None]
-    if cache.layout.index_activation == "e2m1_32":
+    if activation == "e2m1_32":
         query = codes.view(torch.int8).view(tokens, 1, heads, -1), scales.view(torch.int32).view(tokens, 1, heads)
     else:
         query, factors = (codes.view(tokens, 1, heads, dim), None), factors * scales.float().view(tokens, heads)
-    lengths, table, schedule = per_table(batch, cache, ("DeepGEMM", ratio), lambda: _schedule(batch, cache, ratio))
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
+        return _schedule(batch, cache, ratio, low, high)
+
+    lengths, table, schedule = per_table(batch, cache, ("DeepGEMM", ratio, low, high), make)
     known = probe.parameters("deep_gemm", LOGITS)
     logits: Tensor = probe.function("deep_gemm", LOGITS)(
         query,
@@ -85,14 +142,14 @@ def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ra
         width,
         **{word: value for word, value in (("clean_logits", False), ("logits_dtype", torch.float32)) if word in known},
     )
-    unseen = torch.arange(width, device=q.device) >= batch.visible(ratio)[:, None]
+    unseen = torch.arange(width, device=q.device) >= batch.visible(ratio)[low:high, None]
     return logits[:, :width].masked_fill(unseen, -torch.inf)
 
 
-def _schedule(batch: Batch, cache: KVCache, ratio: int) -> tuple[Tensor, Tensor, Tensor]:
+def _schedule(batch: Batch, cache: KVCache, ratio: int, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lengths [tokens, 1], at least 1, pages [tokens, pages] and how the work is cut, all int32."""
-    lengths = batch.visible(ratio).clamp(min=1).int().unsqueeze(1)
-    table = cache.block_table[token_slots(batch)].clamp_min(0)
+    lengths = batch.visible(ratio)[low:high].clamp(min=1).int().unsqueeze(1)
+    table = cache.block_table[token_slots(batch)[low:high]].clamp_min(0)
     sms = probe.function("deep_gemm", "get_num_sms")()
     return lengths, table, probe.function("deep_gemm", SCHEDULE)(lengths, PAGE, sms)
 
