@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import deep_ep_ops
 import pytest
 import torch
 from hal_cuda.adapters import deep_ep, deep_gemm, probe
-from library_lab import FORMS, installed
+from library_lab import FORMS, WHEELS, installed, python_of
 from rank_lab import RANKS, local, together
 
 from hal.conformance.samples.experts import EXPERTS, ffn_sample
@@ -49,16 +52,39 @@ SAMPLES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """DeepEP, and the reference in the place of Triton's local kernels, which have their own conformance."""
-    triton = pytest.importorskip("hal_triton.matmul")
-    local_kernels = pytest.importorskip("hal_triton.experts")
-    monkeypatch.setattr(triton, "quantize", lambda x, activation: codes_of(x, activation))
-    monkeypatch.setattr(local_kernels, "dispatch", reference.dispatch)
-    monkeypatch.setattr(local_kernels, "combine", reference.combine)
-    with installed(FORMS / "deep_ep_v2"):
+@pytest.fixture(scope="module", params=["stand-in", "its own Python"], autouse=True)
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if request.param == "stand-in":
+        with installed(FORMS / "deep_ep_v2"):
+            yield
+        return
+    folder = tmp_path_factory.mktemp("deep_ep")
+    if python_of("sgl_deep_ep", folder) is None:
+        pytest.skip(f"no wheel of sgl-deep-ep; put one where {WHEELS} says")
+    with installed(folder), pytest.MonkeyPatch.context() as patch:
+        for name in ("EP_SUPPRESS_NCCL_CHECK", "CUDA_HOME", "NCCL_DIR"):
+            patch.setenv(name, "1")
+        patch.setattr(torch.version, "cuda", "13.0")
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setitem(sys.modules, "deep_ep._C", deep_ep_ops.compiled())
+        elastic = importlib.import_module("deep_ep.buffers.elastic")
+        patch.undo()
+        patch.setattr(elastic, "torch", deep_ep_ops.OnHost())
+        patch.setattr(elastic, "check_nvlink_connections", lambda group: None)
+        patch.setattr(elastic, "check_fast_rdma_atomic_support", lambda: True)
+        patch.setattr(elastic, "get_nccl_comm_handle", lambda group, **words: SimpleNamespace(get=lambda: group))
+        patch.setattr(elastic.ElasticBuffer, "get_theoretical_num_sms", lambda self, *words: 24)
         yield
+
+
+@pytest.fixture(autouse=True)
+def local_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference in the place of Triton's local kernels, which have their own conformance."""
+    triton = pytest.importorskip("hal_triton.matmul")
+    kernels = pytest.importorskip("hal_triton.experts")
+    monkeypatch.setattr(triton, "quantize", lambda x, activation: codes_of(x, activation))
+    monkeypatch.setattr(kernels, "dispatch", reference.dispatch)
+    monkeypatch.setattr(kernels, "combine", reference.combine)
 
 
 def codes_of(x: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,7 +170,7 @@ def test_planted_errors_are_caught(method: str, title: str, monkeypatch: pytest.
         return real(self, *given, **words)
 
     monkeypatch.setattr(buffer, method, wrong)
-    with pytest.raises((AssertionError, RuntimeError)):
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
         layer(SAMPLES[0])
 
 

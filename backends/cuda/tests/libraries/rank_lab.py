@@ -33,7 +33,9 @@ class Board:
             self.barrier.wait()
             return taken
 
-        process_group = SimpleNamespace(rank=lambda: rank, size=lambda: self.size, exchange=exchange)
+        process_group = SimpleNamespace(
+            rank=lambda: rank, size=lambda: self.size, exchange=exchange, barrier=self.barrier.wait
+        )
         return SimpleNamespace(rank=rank, size=self.size, process_group=process_group)
 
 
