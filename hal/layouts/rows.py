@@ -38,7 +38,8 @@ def row_codec(name: str) -> RowCodec:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.uint8)
+    # Flat first: strides of a tensor without rows may be 0, of which torch takes no bytes.
+    return x.flatten().view(torch.uint8).view(*x.shape[:-1], x.shape[-1] * x.element_size())
 
 
 def _plain(dtype: torch.dtype) -> RowCodec:

@@ -124,6 +124,16 @@ def test_reading_gives_what_was_quantised(name: str, block: int, seed: int, data
     assert not kept.read(pages, untouched).any()
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_that_are_all_skipped_change_nothing(name: str) -> None:
+    kept = layout(name, width(name), 1)
+    pages = kept.allocate(3)
+    for count in (0, 1):
+        kept.write(pages, rows(count, width(name), 0), torch.full((count,), -1))
+    assert not pages.any()
+    assert kept.quantize_rows(rows(0, width(name), 0)).shape == (0, width(name))
+
+
 @pytest.mark.parametrize("source", V4)
 @pytest.mark.parametrize("target", V4)
 def test_import_and_export_between_all_layouts(source: str, target: str) -> None:
