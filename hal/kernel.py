@@ -16,6 +16,9 @@ class Kernel:
 
     `delegates` says that it runs the contract's reference on the device. It is judged as any other, but agreeing with
     itself is no evidence: its tier stays declared. Without the word, calling the reference is a failure.
+
+    `precision` is what it is judged by where it rounds intermediate results more than the contract promises: fields of
+    `hal.numerics.precision.Precision` and their values. Say so in `notes`.
     """
 
     id: str
@@ -27,6 +30,7 @@ class Kernel:
     capturable: bool = False
     host_sync: bool = False
     delegates: bool = False
+    precision: tuple[tuple[str, str], ...] = ()
     version: int = 1
     notes: str = ""
 

@@ -25,7 +25,7 @@ from hal.conformance.edges import Outside, barrier, eligible, inside, nearest, o
 from hal.conformance.laws import CAPTURED, Law, laws_of
 from hal.conformance.samples import Sample, samples
 from hal.conformance.samples.variants import variant
-from hal.conformance.trial import Subject, Wrong, expectation, judge
+from hal.conformance.trial import Subject, Wrong, judge
 from hal.errors import NoKernel, PlanError, UnknownName
 from hal.kernel import Kernel
 from hal.planning import Call, plan, references
@@ -153,7 +153,7 @@ def _first(found: list[Sample], count: int) -> list[Sample]:
 
 def _parity(sample: Sample) -> Callable[[Subject], float]:
     def body(subject: Subject) -> float:
-        wanted = expectation(sample)
+        wanted = subject.expectation(sample)
         return judge(wanted, subject.run(sample.call, sample.arguments(subject.target.device_type)))
 
     return body
@@ -221,7 +221,7 @@ def _unclaimed(sample: Sample) -> Callable[[Subject], None]:
         open_ = replace(subject, kernel=replace(subject.kernel, constraints=()))
         try:
             outcome = _unconstrained(open_, sample.call, sample)
-            judge(expectation(sample), outcome)
+            judge(subject.expectation(sample), outcome)
         except Wrong:
             return
         raise Wrong("hidden", "declared outside, yet computed right: widen the constraint, or say so in an expectation")

@@ -24,12 +24,13 @@ from hal.errors import HalError, KernelError, PlanError
 from hal.kernel import Kernel
 from hal.numerics.contracts import expect
 from hal.numerics.expectation import Expectation
+from hal.numerics.precision import Precision
 from hal.planning import Call, Plan, plan
 from hal.policy import Policy
 from hal.selection import REFERENCE
 from hal.target import Target
 
-__all__ = ["Outcome", "Subject", "Wrong", "expectation", "judge"]
+__all__ = ["Outcome", "Subject", "Wrong", "judge"]
 
 Watch = Callable[[], AbstractContextManager[Any]]
 
@@ -91,6 +92,12 @@ class Subject:
             raise Wrong("plan", f"the kernel declares this call and does not serve it: {lost}")
         return made
 
+    def expectation(self, sample: Sample, arguments: Sequence[Any] | None = None) -> Expectation:
+        """What a call of `sample` must return; made on the host, from fresh arguments where none are given."""
+        given = sample.arguments() if arguments is None else arguments
+        precision = Precision(**dict(self.kernel.precision)) if self.kernel.precision else None
+        return expect(sample.contract, given, sample.attributes, precision, sample.layouts)
+
     def run(self, call: Call, arguments: Sequence[Any]) -> Outcome:
         """Run a call on copies of `arguments`, under every watch.
 
@@ -136,12 +143,6 @@ class Subject:
             if isinstance(tensor, Tensor) and tensor.numel() and tensor.untyped_storage().data_ptr() in owned:
                 path = owned[tensor.untyped_storage().data_ptr()]
                 raise Wrong("aliased", f"returned memory of the argument {path}")
-
-
-def expectation(sample: Sample, arguments: Sequence[Any] | None = None) -> Expectation:
-    """What a call of `sample` must return; made on the host, from fresh arguments where none are given."""
-    given = sample.arguments() if arguments is None else arguments
-    return expect(sample.contract, given, sample.attributes, layouts=sample.layouts)
 
 
 def judge(wanted: Expectation, outcome: Outcome, check: str = "parity") -> float:

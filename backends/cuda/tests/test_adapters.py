@@ -176,9 +176,10 @@ def test_where_it_cannot_serve_it_says_why() -> None:
             assert word in lost["cuda.attend.flash_mla"]
 
 
-def test_a_version_that_reads_other_rows_says_so() -> None:
-    with installed(FORMS / "flash_mla_v41"):
-        assert "DeepSeek-V4.1 only" in planned(ATTEND, here("sm90"))[1]["cuda.attend.flash_mla"]
+@pytest.mark.parametrize(("form", "words"), [("v41", "DeepSeek-V4.1 only"), ("v3", "before DeepSeek-V4")])
+def test_a_version_that_reads_other_rows_says_so(form: str, words: str) -> None:
+    with installed(FORMS / f"flash_mla_{form}"):
+        assert words in planned(ATTEND, here("sm90"))[1]["cuda.attend.flash_mla"]
 
 
 def test_a_library_that_does_not_import_says_so(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import megamoe_ops
 import pytest
 import torch
 from hal_cuda.adapters import deep_gemm, probe
+from hal_cuda.adapters.declared import HALVES
 from library_lab import FORMS, WHEELS, installed, judged, python_of
 
 from hal.conformance.samples.attention import index_scores_sample, select_sample
@@ -23,26 +24,12 @@ from hal.conformance.samples.sample import Sample
 from hal.errors import ContractError
 from hal.formats import prepare, quantize
 from hal.numerics.precision import Precision
-from hal.numerics.rules import Rules
 
-
-def simulated(sample: Sample) -> Sample:
-    """With queries that hold values of the cache's quantiser, as the contract has it."""
-
-    def make(draw: Any) -> tuple[Any, ...]:
-        q, weights, batch, cache = sample.make(draw)
-        return quantize(q, cache.layout.index_activation).dequantize(q.dtype), weights, batch, cache
-
-    return replace(sample, make=make)
-
-
-HALVES = Precision("fp8_tensor_core", "bfloat16", hidden="bfloat16"), Rules(noise=7.0)
-"""DeepGEMM's grouped products write bfloat16 and nothing else, gate and up included. Codes behind them flip so
-often that a sum may meet several flips; the contract's own precision meets one at most."""
+ROUNDED = Precision(**dict(HALVES))
 
 MATMUL = [matmul_sample(tokens, 256, 384, "fp8_block128", "e4m3_128", "bfloat16") for tokens in (0, 1, 33)]
 SCORES = {
-    rows: [simulated(index_scores_sample(one, "bfloat16", rows, heads=64)) for one in (PREFILL, DECODE, MIXED, EMPTY)]
+    rows: [index_scores_sample(one, "bfloat16", rows, heads=64) for one in (PREFILL, DECODE, MIXED, EMPTY)]
     for rows in ("index_fp8_132", "index_mxfp4_68")
 }
 SELECT = [
@@ -126,7 +113,7 @@ def test_equal_scores_go_to_the_lowest_entry() -> None:
 def test_experts(sample: Sample, arch: int) -> None:
     if arch == 9 and sample in FP4:
         pytest.skip("no FP4 on this chip")
-    judged(deep_gemm.experts, sample, *HALVES)
+    judged(deep_gemm.experts, sample, ROUNDED)
 
 
 def test_weights_of_mega_moe_are_transformed_as_the_library_does_it(version: str) -> None:
@@ -189,7 +176,7 @@ def worded(**new: Any) -> Callable[[list[Any], dict[str, Any]], None]:
 
 PLANTED = {
     "matmul": (
-        deep_gemm.GEMM[0],
+        deep_gemm.GEMM,
         {
             "operands swapped": swapped(0, 1),
             "codes of e5m2": changed(0, lambda a: (a[0].view(torch.float8_e5m2), a[1])),
@@ -221,7 +208,7 @@ PLANTED = {
         },
     ),
     "experts": (
-        deep_gemm.GROUPED[0],
+        deep_gemm.GROUPED,
         {
             "a layout of int64": changed(3, torch.Tensor.long),
             "segments that are not aligned": changed(3, lambda layout: layout.roll(1)),
@@ -241,8 +228,8 @@ CASES = [(kernel, title) for kernel, (_, plants) in PLANTED.items() for title in
 def test_planted_errors_are_caught(kernel: str, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, plants = PLANTED[kernel]
     sample = {"matmul": MATMUL[2], "index_scores": SCORES["index_fp8_132"][2], "experts": FP8[2]}[kernel]
-    adapter, precision = getattr(deep_gemm, kernel), HALVES if kernel == "experts" else ()
-    judged(adapter, sample, *precision)
+    adapter, precision = getattr(deep_gemm, kernel), ROUNDED if kernel == "experts" else None
+    judged(adapter, sample, precision)
     found, called = probe.function, []
 
     def function(library: str, *names: str) -> Any:
@@ -259,5 +246,5 @@ def test_planted_errors_are_caught(kernel: str, title: str, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(deep_gemm.probe, "function", function)
         with pytest.raises((AssertionError, RuntimeError, TypeError, ValueError, IndexError)):
-            judged(adapter, sample, *precision)
+            judged(adapter, sample, precision)
     assert called

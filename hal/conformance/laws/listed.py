@@ -8,7 +8,7 @@ import torch
 
 from hal.conformance.laws.law import Law
 from hal.conformance.samples import Sample
-from hal.conformance.trial import Subject, expectation, judge
+from hal.conformance.trial import Subject, judge
 from hal.kernel import Kernel
 
 __all__ = ["DENSE"]
@@ -19,7 +19,7 @@ MOST = 256
 
 def _dense(subject: Subject, sample: Sample) -> None:
     """A list of all visible entries is judged by what the visible prefix must give."""
-    wanted = expectation(sample)
+    wanted = subject.expectation(sample)
     q, window, compressed, _, sink, batch = sample.arguments(subject.target.device_type)
     visible = batch.visible(sample.attributes["ratio"])
     width = int(visible.max()) if batch.tokens else 1

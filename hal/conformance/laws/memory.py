@@ -11,7 +11,7 @@ from hal.cache import KVCache
 from hal.conformance.arguments import rebuilt, same_bits, spread
 from hal.conformance.laws.law import Law
 from hal.conformance.samples import Sample
-from hal.conformance.trial import Subject, Wrong, expectation, judge
+from hal.conformance.trial import Subject, Wrong, judge
 from hal.kernel import Kernel
 
 __all__ = ["INERT_GARBAGE", "PERMUTED_PAGES", "ROUND_TRIP", "SPREAD_OUT"]
@@ -41,12 +41,12 @@ def _reversed_pages(value: Any) -> Any:
 
 
 def _inert(subject: Subject, sample: Sample) -> None:
-    wanted = expectation(sample, sample.arguments(garbage=1e4))
+    wanted = subject.expectation(sample, sample.arguments(garbage=1e4))
     judge(wanted, subject.run(sample.call, sample.arguments(subject.target.device_type, garbage=1e4)), "law")
 
 
 def _spread(subject: Subject, sample: Sample) -> None:
-    wanted = expectation(sample)
+    wanted = subject.expectation(sample)
     arguments = rebuilt(sample.contract, sample.arguments(subject.target.device_type), spread)
     judge(wanted, subject.run(sample.call, arguments), "law")
 

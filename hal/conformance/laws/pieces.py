@@ -14,7 +14,7 @@ from hal.batch import Batch
 from hal.conformance.arguments import same_bits
 from hal.conformance.laws.law import Law
 from hal.conformance.samples import Sample
-from hal.conformance.trial import Outcome, Subject, Wrong, expectation, judge
+from hal.conformance.trial import Outcome, Subject, Wrong, judge
 from hal.kernel import Kernel
 
 __all__ = ["CHUNKS"]
@@ -36,7 +36,7 @@ class _Piece:
 def _chunked(subject: Subject, sample: Sample) -> None:
     """One call per chunk, every request's first before any second, state and cache carried on; judged as one call."""
     contract, device = sample.contract, subject.target.device_type
-    wanted = expectation(sample)
+    wanted = subject.expectation(sample)
     whole = sample.arguments(device)
     arguments, found = list(whole), []
     for piece in sorted(_pieces(contract, whole), key=lambda piece: piece.turn):

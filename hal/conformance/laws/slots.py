@@ -10,7 +10,7 @@ import torch
 from hal import ops
 from hal.conformance.laws.law import Law
 from hal.conformance.samples import Sample
-from hal.conformance.trial import Outcome, Subject, expectation, judge
+from hal.conformance.trial import Outcome, Subject, judge
 from hal.kernel import Kernel
 
 __all__ = ["REVERSED_TOKENS", "UNUSED_SLOTS"]
@@ -23,13 +23,13 @@ def _unused(subject: Subject, sample: Sample) -> None:
     weights = torch.cat([weights, weights.new_full((len(weights), 2), torch.nan)], 1)
     call = sample.call
     call = replace(call, sizes={**call.sizes, "top_k": ids.shape[1]})
-    wanted = expectation(sample, (x, ids, weights, *rest))
+    wanted = subject.expectation(sample, (x, ids, weights, *rest))
     judge(wanted, subject.run(call, (x, ids, weights, *rest)), "law")
 
 
 def _reversed(subject: Subject, sample: Sample) -> None:
     """All tokens in reverse, results turned around again."""
-    wanted = expectation(sample)
+    wanted = subject.expectation(sample)
     signature = ops.get(sample.contract).parsed
     arguments = [
         value.flip(0).contiguous() if value is not None and argument.dims and argument.dims[0] == "tokens" else value

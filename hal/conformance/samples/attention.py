@@ -11,6 +11,7 @@ from torch import Tensor
 from hal.batch import Batch
 from hal.conformance.samples.batches import ALL, DECODE, EMPTY, LONG, MIXED, PREFILL, Requests, filled, rope_of
 from hal.conformance.samples.sample import Draw, Sample
+from hal.formats import simulate
 
 WINDOW, BLOCK = 128, 64
 SELECTED = {"rows": "selected", "lse": "none"}
@@ -168,13 +169,13 @@ def index_scores() -> Iterator[Sample]:
 
 
 def index_scores_sample(requests: Requests, dtype: str, rows: str, heads: int = 16, dim: int = 128) -> Sample:
-    """Scores of every visible entry."""
+    """Scores of every visible entry, of queries that hold values of the rows' quantiser."""
     ratio = 4
 
     def make(draw: Draw) -> tuple[Any, ...]:
         batch = requests.batch(draw)
         cache = filled(draw, rows, dim, BLOCK, tuple(end // ratio for end in requests.ends), batch)
-        q = draw.normal(requests.tokens, heads, dim, dtype=dtype)
+        q = simulate(draw.normal(requests.tokens, heads, dim, dtype=dtype), cache.layout.index_activation)
         return q, draw.normal(requests.tokens, heads, dtype=dtype), batch, cache
 
     return Sample(

@@ -60,7 +60,15 @@ def compress() -> Iterator[Sample]:
 
 
 def compress_sample(
-    requests: Requests, ratio: int, overlap: bool, head_dim: int, rows: str, dtype: str, *, hadamard: bool = False
+    requests: Requests,
+    ratio: int,
+    overlap: bool,
+    head_dim: int,
+    rows: str,
+    dtype: str,
+    *,
+    hadamard: bool = False,
+    hidden: int = HIDDEN,
 ) -> Sample:
     """Hidden states compressed into entries of a cache with room for them."""
     width = head_dim * (1 + overlap)
@@ -69,17 +77,17 @@ def compress_sample(
         batch = requests.batch(draw)
         before = tuple(start // ratio for start in requests.starts)
         cache = filled(draw, rows, head_dim, BLOCK, before, batch, room=tuple(end // ratio for end in requests.ends))
-        wkv, wgate = (draw.normal(width, HIDDEN, dtype=dtype, std=HIDDEN**-0.5) for _ in range(2))
+        wkv, wgate = (draw.normal(width, hidden, dtype=dtype, std=hidden**-0.5) for _ in range(2))
         norm = 1 + draw.normal(head_dim, std=0.2)
         state = continued(draw, batch, ratio, overlap, head_dim)
-        x = draw.normal(requests.tokens, HIDDEN, dtype=dtype)
+        x = draw.normal(requests.tokens, hidden, dtype=dtype)
         return x, wkv, wgate, draw.normal(ratio, width), norm, rope_of(head_dim), batch, state, cache
 
     return Sample(
         "attn.compress",
         f"{requests.title}/ratio={ratio}/head_dim={head_dim}/{dtype}/{rows}",
         make,
-        sizes={"hidden": HIDDEN, "width": width, "head_dim": head_dim, "ratio": ratio},
+        sizes={"hidden": hidden, "width": width, "head_dim": head_dim, "ratio": ratio},
         dtypes={"x": dtype},
         layouts={"cache": rows},
         attributes={"ratio": ratio, "overlap": overlap, "hadamard": hadamard, "eps": EPS},

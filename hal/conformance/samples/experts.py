@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,21 @@ from hal.conformance.samples.sample import Draw, Sample
 from hal.dispatched import Dispatched
 from hal.formats import PackedWeight, prepare, quantize
 
-HIDDEN, INTER, EXPERTS, TOP_K, VOCAB, CLAMP = 256, 128, 16, 6, 64, 2.0
-"""Scaled down from 4096, 2048, 256, 6; V4 clamps at 10, below which SiLU hides a missing clamp."""
+EXPERTS, TOP_K, VOCAB, CLAMP = 16, 6, 64, 2.0
+"""V4 clamps at 10, below which SiLU hides a missing clamp."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a layer of experts."""
+
+    hidden: int = 256
+    inter: int = 128
+    experts: int = EXPERTS
+
+
+SMALL = Shape()
+"""Scaled down from V4's 4096, 2048 and 256."""
 
 TOKENS = (0, 1, 5, 33)
 SCHEMES = (
@@ -69,20 +83,22 @@ def dispatch() -> Iterator[Sample]:
     yield dispatch_sample(33, "e4m3_128", "crowded")
 
 
-def dispatch_sample(tokens: int, activation: str, routing: str, dtype: str = "bfloat16") -> Sample:
+def dispatch_sample(
+    tokens: int, activation: str, routing: str, dtype: str = "bfloat16", shape: Shape = SMALL
+) -> Sample:
     """Tokens on their way to experts, routed as `routing` says."""
 
     def make(draw: Draw) -> tuple[Any, ...]:
-        ids, weights = routed(draw, tokens, routing)
-        return draw.heavy(tokens, HIDDEN, dtype=dtype), ids, weights, None
+        ids, weights = routed(draw, tokens, routing, shape)
+        return draw.heavy(tokens, shape.hidden, dtype=dtype), ids, weights, None
 
     return Sample(
         "moe.dispatch",
         f"{routing}/tokens={tokens}/{activation}",
         make,
-        sizes={"hidden": HIDDEN, "top_k": TOP_K},
+        sizes={"hidden": shape.hidden, "top_k": TOP_K},
         dtypes={"x": dtype},
-        attributes={"experts": EXPERTS, "activation": activation},
+        attributes={"experts": shape.experts, "activation": activation},
         dynamic={"tokens": tokens},
     )
 
@@ -97,20 +113,22 @@ def experts() -> Iterator[Sample]:
     yield experts_sample(33, "mxfp4", "e4m3_32", "spread", align=16)
 
 
-def experts_sample(tokens: int, scheme: str, activation: str, routing: str, align: int = 1) -> Sample:
+def experts_sample(
+    tokens: int, scheme: str, activation: str, routing: str, align: int = 1, shape: Shape = SMALL
+) -> Sample:
     """Two products per row; segments begin at multiples of `align`."""
     dtype = _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:
-        ids, weights = routed(draw, tokens, routing)
-        x = draw.heavy(tokens, HIDDEN, dtype=dtype)
-        return dispatched(draw, x, ids, weights, activation, align), *packed(draw, scheme)
+        ids, weights = routed(draw, tokens, routing, shape)
+        x = draw.heavy(tokens, shape.hidden, dtype=dtype)
+        return dispatched(draw, x, ids, weights, activation, align, shape), *packed(draw, scheme, shape)
 
     return Sample(
         "moe.experts",
         f"{routing}/tokens={tokens}/{scheme}/{activation}/align={align}",
         make,
-        sizes={"hidden": HIDDEN, "inter": INTER},
+        sizes={"hidden": shape.hidden, "inter": shape.inter},
         dtypes={"rows": dtype},
         layouts={"w13": scheme, "w2": scheme},
         attributes={"clamp": CLAMP, "activation": activation},
@@ -128,22 +146,28 @@ def combine() -> Iterator[Sample]:
 
 
 def combine_sample(
-    tokens: int, routing: str, residual: bool, align: int = 1, std: float = 1.0, dtype: str = "bfloat16"
+    tokens: int,
+    routing: str,
+    residual: bool,
+    align: int = 1,
+    std: float = 1.0,
+    dtype: str = "bfloat16",
+    shape: Shape = SMALL,
 ) -> Sample:
     """Rows back to their tokens, garbage in padding rows."""
 
     def make(draw: Draw) -> tuple[Any, ...]:
-        ids, weights = routed(draw, tokens, routing)
-        sent = dispatched(draw, draw.normal(tokens, HIDDEN, dtype=dtype), ids, weights, "none", align)
-        rows = draw.normal(len(sent.rows), HIDDEN, dtype=dtype, std=std)
+        ids, weights = routed(draw, tokens, routing, shape)
+        sent = dispatched(draw, draw.normal(tokens, shape.hidden, dtype=dtype), ids, weights, "none", align, shape)
+        rows = draw.normal(len(sent.rows), shape.hidden, dtype=dtype, std=std)
         rows[sent.weights.isnan()] = draw.garbage
-        return rows, sent, draw.normal(tokens, HIDDEN, dtype=dtype) if residual else None
+        return rows, sent, draw.normal(tokens, shape.hidden, dtype=dtype) if residual else None
 
     return Sample(
         "moe.combine",
         f"{routing}/tokens={tokens}/residual={residual}/align={align}/std={std:g}",
         make,
-        sizes={"hidden": HIDDEN},
+        sizes={"hidden": shape.hidden},
         dtypes={"rows": dtype},
         dynamic={"tokens": tokens, "rows": tokens * TOP_K},
     )
@@ -159,24 +183,30 @@ def ffn() -> Iterator[Sample]:
 
 
 def ffn_sample(
-    tokens: int, scheme: str, activation: str, routing: str, residual: bool = True, dtype: str = ""
+    tokens: int,
+    scheme: str,
+    activation: str,
+    routing: str,
+    residual: bool = True,
+    dtype: str = "",
+    shape: Shape = SMALL,
 ) -> Sample:
     """A whole routed layer."""
     dtype = dtype or _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:
-        ids, weights = routed(draw, tokens, routing)
-        x, w13_w2 = draw.heavy(tokens, HIDDEN, dtype=dtype), packed(draw, scheme)
-        return x, ids, weights, *w13_w2, draw.normal(tokens, HIDDEN, dtype=dtype) if residual else None, None
+        ids, weights = routed(draw, tokens, routing, shape)
+        x, w13_w2 = draw.heavy(tokens, shape.hidden, dtype=dtype), packed(draw, scheme, shape)
+        return x, ids, weights, *w13_w2, draw.normal(tokens, shape.hidden, dtype=dtype) if residual else None, None
 
     return Sample(
         "moe.ffn",
         f"{routing}/tokens={tokens}/{scheme}/{activation}/residual={residual}",
         make,
-        sizes={"hidden": HIDDEN, "top_k": TOP_K, "inter": INTER},
+        sizes={"hidden": shape.hidden, "top_k": TOP_K, "inter": shape.inter},
         dtypes={"x": dtype},
         layouts={"w13": scheme, "w2": scheme},
-        attributes={"experts": EXPERTS, "clamp": CLAMP, "activation": activation},
+        attributes={"experts": shape.experts, "clamp": CLAMP, "activation": activation},
         dynamic={"tokens": tokens},
     )
 
@@ -186,9 +216,9 @@ def _dtype(scheme: str) -> str:
     return scheme if scheme in ("float32", "float64") else "bfloat16"
 
 
-def routed(draw: Draw, tokens: int, routing: str) -> tuple[Tensor, Tensor]:
+def routed(draw: Draw, tokens: int, routing: str, shape: Shape = SMALL) -> tuple[Tensor, Tensor]:
     """Different experts per token: "spread" over all, with unused slots ("holes"), or all tokens on one ("crowded")."""
-    ids = draw.distinct(EXPERTS - 1, tokens, TOP_K)  # the last expert has no rows
+    ids = draw.distinct(shape.experts - 1, tokens, TOP_K)  # the last expert has no rows
     if routing == "crowded":
         ids[:, 1:], ids[:, 0] = -1, 3
     if routing == "holes":
@@ -198,11 +228,13 @@ def routed(draw: Draw, tokens: int, routing: str) -> tuple[Tensor, Tensor]:
     return ids, weights / weights.sum(-1, keepdim=True) * 1.5
 
 
-def dispatched(draw: Draw, x: Tensor, ids: Tensor, weights: Tensor, activation: str, align: int) -> Dispatched:
+def dispatched(
+    draw: Draw, x: Tensor, ids: Tensor, weights: Tensor, activation: str, align: int, shape: Shape = SMALL
+) -> Dispatched:
     """Rows as some dispatch might leave them: segments begin at multiples of `align`, garbage between them."""
     flat = ids.flatten().long()
     order = flat.argsort(stable=True)[int((flat < 0).sum()) :]
-    counts = torch.bincount(flat[order], minlength=EXPERTS)
+    counts = torch.bincount(flat[order], minlength=shape.experts)
     lengths = (counts + align - 1) // align * align
     starts = lengths.cumsum(0) - lengths
     place = (starts - (counts.cumsum(0) - counts))[flat[order]] + torch.arange(len(order), device=x.device)
@@ -230,7 +262,8 @@ def dispatched(draw: Draw, x: Tensor, ids: Tensor, weights: Tensor, activation: 
     )
 
 
-def packed(draw: Draw, scheme: str) -> tuple[PackedWeight, PackedWeight]:
+def packed(draw: Draw, scheme: str, shape: Shape = SMALL) -> tuple[PackedWeight, PackedWeight]:
     """Both products' weights of all experts."""
-    w13, w2 = draw.uneven(EXPERTS, 2 * INTER, HIDDEN), draw.uneven(EXPERTS, HIDDEN, INTER)
+    w13 = draw.uneven(shape.experts, 2 * shape.inter, shape.hidden)
+    w2 = draw.uneven(shape.experts, shape.hidden, shape.inter)
     return prepare(w13, scheme), prepare(w2, scheme)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hal.constraints import Constraint, Facts, attribute, check, dim, dtype, layout, needs
 from hal.kernel import Kernel
 from hal.target import Target
-from hal_cuda.adapters.probe import Offered, offered, parameters
+from hal_cuda.adapters.probe import offered, parameters
 
 __all__ = ["EP_TOKENS", "adapters"]
 
 EP_TOKENS = 8192
 """Tokens that one process may dispatch at a time through DeepEP. All processes of a group must agree on it."""
+
+HALVES = (("accumulate", "fp8_tensor_core"), ("weights", "bfloat16"), ("hidden", "bfloat16"))
+"""DeepGEMM's grouped products write bfloat16 and nothing else, gate and up included."""
 
 
 def adapters(target: Target) -> list[Kernel]:
@@ -51,7 +56,7 @@ def _flash_mla(target: Target) -> list[Kernel]:
 def _flashinfer(target: Target) -> list[Kernel]:
     common = (
         needs("flashinfer"),
-        offered(target, "flashinfer", "trtllm_batch_decode_sparse_mla_dsv4"),
+        offered(target, "flashinfer", "trtllm_batch_decode_sparse_mla_dsv4", form=_reads_packed),
         dtype("q").one_of("bfloat16"),
         dim("head_dim").one_of(512),
         dim("heads").between(1, 128),
@@ -81,9 +86,9 @@ def _flashinfer(target: Target) -> list[Kernel]:
 def _deep_gemm(target: Target) -> list[Kernel]:
     blackwell = "tcgen05" in target.features
     transform = "transform_sf_into_required_layout"
-    grouped = "m_grouped_fp8_fp4_gemm_nt_contiguous|m_grouped_fp8_gemm_nt_contiguous"
+    grouped = "m_grouped_fp8_fp4_gemm_nt_contiguous"
     alignment = "get_mk_alignment_for_contiguous_layout|get_m_alignment_for_contiguous_layout"
-    products = offered(target, "deep_gemm", grouped, transform, alignment)
+    products = offered(target, "deep_gemm", grouped, transform, alignment, form=_takes_recipes)
     experts = (needs("deepgemm"), products, dtype("rows").one_of("bfloat16"), dim("hidden").multiple_of(128))
     inner = dim("inter").multiple_of(128)
     paged = ("fp8_fp4_paged_mqa_logits", "get_paged_mqa_logits_metadata")
@@ -101,7 +106,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             "quant.matmul",
             "deep_gemm:matmul",
             needs("deepgemm"),
-            offered(target, "deep_gemm", "fp8_fp4_gemm_nt|fp8_gemm_nt", transform),
+            offered(target, "deep_gemm", "fp8_fp4_gemm_nt", transform, form=_takes_recipes),
             dtype("x").one_of("bfloat16"),
             layout("weight").one_of("fp8_block128"),
             attribute("activation").one_of("e4m3_128"),
@@ -132,6 +137,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             layout("w13").one_of("fp8_block128"),
             layout("w2").one_of("fp8_block128"),
             attribute("activation").one_of("e4m3_128"),
+            precision=HALVES,
             notes="Two grouped products over segments brought to its alignment. Gate and up are rounded to bfloat16.",
         ),
         _kernel(
@@ -144,6 +150,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             layout("w13").one_of("mxfp4"),
             layout("w2").one_of("mxfp4"),
             attribute("activation").one_of("e4m3_128", "e4m3_32"),
+            precision=HALVES,
             notes="As experts.deep_gemm, FP8 rows times FP4 weights.",
         ),
     ]
@@ -202,6 +209,15 @@ def _few(facts: Facts) -> bool:
     return (tokens[1] if isinstance(tokens, tuple) else tokens) <= EP_TOKENS
 
 
+def _takes_recipes() -> str:
+    return "" if "recipe_b" in parameters("deep_gemm", "fp8_fp4_gemm_nt") else "of a version before 2.6"
+
+
+def _reads_packed() -> str:
+    known = parameters("flashinfer", "trtllm_batch_decode_sparse_mla_dsv4")
+    return "" if {"kv_cache_format", "extra_sparse_indices"} <= known else "of a version before 0.7"
+
+
 def _exact_logits() -> str:
     if "logits_dtype" not in parameters("deep_gemm", "fp8_fp4_paged_mqa_logits"):
         return "of a version whose logits are bfloat16 on this chip"
@@ -210,10 +226,12 @@ def _exact_logits() -> str:
 
 def _reads_v4() -> str:
     known = parameters("flash_mla", "flash_mla_with_kvcache")
+    if "extra_k_cache" not in known:
+        return "of a version before DeepSeek-V4"
     if "enable_batch_invariant" in known and not known & {"out", "use_legacy"}:
         return "of a version that reads rows of DeepSeek-V4.1 only"
     return ""
 
 
-def _kernel(name: str, contract: str, function: str, *constraints: Constraint | Offered, notes: str) -> Kernel:
-    return Kernel(f"cuda.{name}", contract, f"hal_cuda.adapters.{function}", constraints, notes=notes)
+def _kernel(name: str, contract: str, function: str, *constraints: Constraint, notes: str, **more: Any) -> Kernel:
+    return Kernel(f"cuda.{name}", contract, f"hal_cuda.adapters.{function}", constraints, notes=notes, **more)

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["experts", "index_scores", "matmul", "scales_of", "select"]
 
-GEMM = ("fp8_fp4_gemm_nt", "fp8_gemm_nt")
-GROUPED = ("m_grouped_fp8_fp4_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_contiguous")
+GEMM, GROUPED = "fp8_fp4_gemm_nt", "m_grouped_fp8_fp4_gemm_nt_contiguous"
 ALIGNMENT = ("get_mk_alignment_for_contiguous_layout", "get_m_alignment_for_contiguous_layout")
 LOGITS, SCHEDULE = "fp8_fp4_paged_mqa_logits", "get_paged_mqa_logits_metadata"
 PAGE = 64
@@ -52,7 +51,7 @@ def matmul(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     y = torch.empty(len(x), weight.shape[0], dtype=x.dtype, device=x.device)
     if len(x):
         codes, scales = quantize(x, activation)
-        product = probe.function("deep_gemm", *GEMM)
+        product = probe.function("deep_gemm", GEMM)
         product((codes, scales.float()), *_weight(weight, y), **recipes(activation, weight))
     return y
 
@@ -160,7 +159,7 @@ def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clam
     if not rows:
         return torch.empty(0, w2.shape[1], dtype=dispatched.dtype, device=dispatched.rows.device)
     assert dispatched.scales is not None
-    product, segments = probe.function("deep_gemm", *GROUPED), aligned(dispatched)
+    product, segments = probe.function("deep_gemm", GROUPED), aligned(dispatched)
     codes = dispatched.rows.view(torch.uint8)[segments.source].view(dispatched.rows.dtype)
     scales = dispatched.scales.float()[segments.source]
     both = codes.new_empty(len(codes), w13.shape[1], dtype=dispatched.dtype)

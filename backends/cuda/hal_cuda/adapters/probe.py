@@ -142,7 +142,7 @@ class Offered(Constraint):
     def _lacking(self) -> str:
         try:
             module = load(self.library)
-        except (ImportError, OSError, RuntimeError, AssertionError) as error:
+        except Exception as error:  # whatever a broken installation raises
             return f"installed but does not import: {(str(error) or type(error).__name__).splitlines()[0]}"
         for names in self.functions:
             if not any(hasattr(module, name) for name in names):
@@ -156,5 +156,5 @@ def offered(target: Target, library: str, *functions: str, form: Callable[[], st
     The library is looked at when a plan asks, not here.
     """
     names = tuple(tuple(name.split("|")) for name in functions)
-    wanted = f"installed with {', '.join(each[0] for each in names)}"
+    wanted = ", ".join(each[0] for each in names)
     return Offered("library", library, wanted, lambda facts: True, (), (), None, target, library, names, form)

@@ -19,7 +19,6 @@ from hal_cuda.adapters import probe
 from hal.conformance.samples.sample import Sample
 from hal.numerics.contracts import expect
 from hal.numerics.precision import Precision
-from hal.numerics.rules import DEFAULT, Rules
 
 FORMS = Path(__file__).parent.parent / "forms"
 WHEELS = "CUDA_LIBRARY_WHEELS"
@@ -91,14 +90,14 @@ class Absentees(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing to run."""
 
 
-def judged(function: Any, sample: Sample, precision: Precision | None = None, rules: Rules = DEFAULT) -> Any:
+def judged(function: Any, sample: Sample, precision: Precision | None = None) -> Any:
     """Run a kernel's function on a sample and judge what it returns against the reference.
 
-    `precision` is the library's where it is another one than the contract promises, `rules` how it is judged then.
+    `precision` is the library's where it is another one than the contract promises.
     """
     arguments = sample.arguments()
     expectation = expect(sample.contract, arguments, sample.attributes, precision, sample.layouts)
     outputs = function(*arguments, **sample.attributes)
-    verdict = expectation.judge(outputs, arguments, rules)
+    verdict = expectation.judge(outputs, arguments)
     assert verdict.passed, str(verdict)
     return outputs
