@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from hal.bench.scale import V4
 from hal.cli.output import Json, show, table, working
 
 if TYPE_CHECKING:
+    from hal.bench.kernels import Ceilings, Timed
     from hal.bench.result import Comparison
 
 Backend = Annotated[str | None, typer.Option(help="As HAL_BACKEND.")]
@@ -65,6 +70,49 @@ def overhead(
         result = measure(calls=calls, rounds=rounds, backend=backend)
     data = result.to_dict()
     show(data, json, lambda: _figures(data))
+
+
+@command.command()
+def kernels(
+    kernel: Annotated[str, typer.Option(help="Only these kernels, by id; may hold * and ?.")] = "*",
+    rounds: Annotated[int, typer.Option(min=1, help="Measured runs of each call.")] = 5,
+    decode: Annotated[int, typer.Option(min=1, help="Tokens of a decoding call.")] = V4.decode,
+    prefill: Annotated[int, typer.Option(min=1, help="Tokens of a prefilling call.")] = V4.prefill,
+    context: Annotated[int, typer.Option(min=1, help="Tokens behind a decoded one.")] = V4.context,
+    experts: Annotated[int, typer.Option(min=7, help="Experts; 6 are chosen, one is idle.")] = V4.experts,
+    backend: Backend = None,
+    json: Json = False,
+) -> None:
+    """Each kernel at V4-Flash's sizes, against the machine's own copy and product measured in the same run."""
+    from hal.bench.kernels import ceilings
+    from hal.bench.kernels import kernels as measure
+    from hal.policy import Policy
+    from hal.selection import target_of
+
+    chip = target_of(Policy.current(backend=backend))
+    scale = replace(V4, decode=decode, prefill=prefill, context=context, experts=experts)
+    with working("measuring the machine"):
+        limits = ceilings(chip)
+    found: list[Timed] = []
+    with working(f"measuring the kernels of {chip.name}"):
+        found.extend(measure(chip, limits, scale, pattern=kernel, rounds=rounds))
+    data = {
+        "target": chip.name,
+        "copy": limits.bandwidth,
+        "product": limits.flops,
+        "kernels": [t.to_dict() for t in found],
+    }
+    show(data, json, lambda: _timed(chip.name, limits, found))
+
+
+def _timed(chip: str, limits: Ceilings, found: list[Timed]) -> Group:
+    numbers = ("ms", "GB/s", "TFLOP/s", "of the machine")
+    made = table("kernel", "call", *numbers, right=numbers)
+    for one in found:
+        rates = f"{one.bandwidth / 1e9:.4g}", f"{one.arithmetic / 1e12:.3g}" if one.flops else "", f"{one.share:.0%}"
+        made.add_row(one.kernel, one.work, f"{median(one.seconds) * 1e3:.4g}", *rates)
+    machine = f"{chip} copies {limits.bandwidth / 1e9:.4g} GB/s and multiplies {limits.flops / 1e12:.3g} TFLOP/s"
+    return Group(made, Text(machine))
 
 
 def _compare(

@@ -111,7 +111,7 @@ def store_sample(rows: int, head_dim: int, layout: str, dtype: str, *, norm: boo
     requests = Requests("store", (0,), (0,))
 
     def make(draw: Draw) -> tuple[Any, ...]:
-        cache = filled(draw, layout, head_dim, BLOCK, (0,), requests.batch(draw), room=(2 * BLOCK,))
+        cache = filled(draw, layout, head_dim, BLOCK, (0,), requests.batch(draw), room=(max(2 * BLOCK, rows),))
         slots = draw.permutation(len(cache.pages) * BLOCK)[:rows].clone()
         slots[2::5] = -1
         weight = 1 + draw.normal(head_dim, std=0.2) if norm else None
