@@ -125,7 +125,12 @@ def test_deep_ep_is_for_as_many_tokens_as_its_buffer_holds() -> None:
         )
         for most in (8192, 8193)
     )
+    back = [
+        hal.Call("moe.combine", sizes={"hidden": 4096}, ranges=one.ranges, dtypes={"rows": "bfloat16"})
+        for one in (few, many)
+    ]
     with installed(FORMS / "deep_ep_v2"):
+        assert [planned(one, here("sm90"))[0] for one in back] == ["cuda.combine.deep_ep", "cuda.combine"]
         assert planned(few, here("sm90"))[0] == "cuda.dispatch.deep_ep"
         winner, lost = planned(many, here("sm90"))
     assert winner == "cuda.dispatch"

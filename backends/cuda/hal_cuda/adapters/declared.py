@@ -158,6 +158,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
 
 def _deep_ep(target: Target) -> list[Kernel]:
     buffer = offered(target, "deep_ep", "ElasticBuffer")
+    few = check(_few, says=f"at most {EP_TOKENS} tokens in one process")
     return [
         _kernel(
             "dispatch.deep_ep",
@@ -167,7 +168,7 @@ def _deep_ep(target: Target) -> list[Kernel]:
             buffer,
             dtype("x").one_of("bfloat16"),
             attribute("activation").one_of("none", "e4m3_128"),
-            check(_few, says=f"at most {EP_TOKENS} tokens in one process"),
+            few,
             notes="Over a group: one row per expert, segments aligned to 128. Within one process: cuda.dispatch.",
         ),
         _kernel(
@@ -177,6 +178,7 @@ def _deep_ep(target: Target) -> list[Kernel]:
             needs("deepep"),
             buffer,
             dtype("rows").one_of("bfloat16"),
+            few,
             notes="Sends back what dispatch.deep_ep sent; the residual is its bias. Other rows: cuda.combine.",
         ),
     ]
