@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from hal.bench.published import published
 from hal.bench.scale import V4
 from hal.cli.output import Json, show, table, working
 
@@ -100,7 +101,8 @@ def kernels(
         "target": chip.name,
         "copy": limits.bandwidth,
         "product": limits.flops,
-        "kernels": [t.to_dict() for t in found],
+        "kernels": [one.to_dict() for one in found],
+        "published": [asdict(figure) for figure in published(chip.name)],
     }
     show(data, json, lambda: _timed(chip.name, limits, found))
 
@@ -112,7 +114,10 @@ def _timed(chip: str, limits: Ceilings, found: list[Timed]) -> Group:
         rates = f"{one.bandwidth / 1e9:.4g}", f"{one.arithmetic / 1e12:.3g}" if one.flops else "", f"{one.share:.0%}"
         made.add_row(one.kernel, one.work, f"{median(one.seconds) * 1e3:.4g}", *rates)
     machine = f"{chip} copies {limits.bandwidth / 1e9:.4g} GB/s and multiplies {limits.flops / 1e12:.3g} TFLOP/s"
-    return Group(made, Text(machine))
+    others = [
+        f"published: {each.tflops:g} TFLOP/s on {each.chip}, {each.what} ({each.source})" for each in published(chip)
+    ]
+    return Group(made, *(Text(line) for line in (machine, *others)))
 
 
 def _compare(

@@ -29,8 +29,8 @@ LAYERS = (
     ("binding",),
     ("",),  # `import hal`: the public names
     ("models", "kit"),
-    ("cost", "feasibility", "conformance", "bench"),
-    ("diagnosis",),
+    ("cost", "feasibility", "conformance"),
+    ("bench", "diagnosis"),
     ("cli",),
     ("__main__",),
 )
