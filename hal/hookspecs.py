@@ -43,8 +43,8 @@ def hal_watch_host(target: Target) -> Any:
 
 
 @hookspec
-def hal_compile(target: Target) -> Iterator[Compiled]:  # type: ignore[empty-body]
-    """What a compiler makes of every kernel on a target that need not be here, launch by launch."""
+def hal_compile(target: Target, pattern: str) -> Iterator[Compiled]:  # type: ignore[empty-body]
+    """What a compiler makes of the kernels that fit a pattern, launch by launch, for a target that need not be here."""
 
 
 @hookspec

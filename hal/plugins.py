@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -62,9 +63,11 @@ class Loaded:
         """Cache layouts and weight schemes, best first."""
         return list(self._call("hal_layouts", target=target))
 
-    def compiled(self, target: Target) -> Iterator[Compiled]:
-        """What a compiler makes of the kernels on a target; nothing where the backend has no compiler."""
-        yield from self._call("hal_compile", target=target)
+    def compiled(self, target: Target, pattern: str = "*") -> Iterator[Compiled]:
+        """What a compiler makes of a target's kernels that fit a pattern; nothing where the backend has no compiler."""
+        for one in self._call("hal_compile", target=target, pattern=pattern):
+            if any(fnmatchcase(word, pattern) for word in (one.kernel, *one.serves)):
+                yield one
 
     def watch_host(self, target: Target) -> AbstractContextManager[list[str]]:
         """Gives a list that grows by the name of every operator that runs on the host; empty where nobody watches."""

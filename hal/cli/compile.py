@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,10 +40,9 @@ def command(
     with _progress(json) as bar:
         task = bar.add_task("starting")
         for chip in chips:
-            for one in loaded.compiled(chip):
+            for one in loaded.compiled(chip, kernel):
+                found.append(one)
                 bar.update(task, description=f"{one.chip}: {one.kernel}, {len(found)} compiled")
-                if any(fnmatchcase(word, kernel) for word in (one.kernel, *one.serves)):
-                    found.append(one)
     if not found:
         raise ConfigError(f"{backend} compiles nothing that fits {kernel!r}", where="hal compile", fix="see `hal ops`")
     if page is not None:

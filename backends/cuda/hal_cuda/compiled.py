@@ -1,4 +1,4 @@
-"""Every kernel of this backend, compiled for a chip: `hal compile cuda`.
+"""The Triton kernels of this backend, compiled for a chip: `hal compile cuda`.
 
 What is compiled is what is launched. The kernels' own functions run on the conformance suite's samples with launches
 noted instead of run, once as they are and once as if every product had many rows; equal specialisations are compiled
@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 from unittest import mock
 
@@ -21,10 +22,11 @@ from triton.backends.compiler import GPUTarget
 
 from hal.conformance.cases import eligible
 from hal.conformance.samples import samples
+from hal.errors import NoDevice
 from hal.kernel import Compiled
 from hal.target import Target
 from hal_cuda.kernels import TRITON
-from hal_cuda.toolchain import SHARED_LIMIT, Machine, Source, build
+from hal_cuda.toolchain import CHIPS, Chip, Machine, Source, build
 
 __all__ = ["compiled", "launches", "specialised"]
 
@@ -51,51 +53,67 @@ class _Wanted:
     values: str
     serves: dict[str, None]
 
+    @property
+    def name(self) -> str:
+        return str(self.source.function.__name__).removesuffix("_kernel")
 
-class _Chip:
+
+class _Driver:
     """The driver of a chip that is described and not here."""
 
     binary_ext = ""
 
-    def __init__(self, arch: int) -> None:
-        self.target = GPUTarget("cuda", arch, 32)
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
 
-def compiled(target: Target) -> Iterator[Compiled]:
-    """Every specialisation on a chip, in the order of the kernels."""
+def compiled(target: Target, pattern: str = "*") -> Iterator[Compiled]:
+    """Every specialisation on a chip that fits the pattern, in the order of the kernels."""
     global _wanted
-    arch = int(target.name.removeprefix("cuda:sm"))
-    _wanted = list(launches(target).values())
+    chip = chip_of(target)
+    _wanted = [
+        one for one in launches(target).values() if any(fnmatchcase(w, pattern) for w in (one.name, *one.serves))
+    ]
     context = multiprocessing.get_context("fork")  # kernels and noted launches are inherited, they cannot be pickled
     with context.Pool(WORKERS) as pool:
-        for number, (machine, error) in enumerate(pool.imap(_build, ((arch, n) for n in range(len(_wanted))))):
+        for number, (machine, error) in enumerate(pool.imap(_build, ((chip, n) for n in range(len(_wanted))))):
             one = _wanted[number]
-            facts = {} if machine is None else _facts(machine, arch)
-            fault = error or _fault(machine, arch)
-            name = one.source.function.__name__.removesuffix("_kernel")
-            yield Compiled(target.name, name, tuple(one.serves), one.entry, one.values, facts, fault)
+            facts = {} if machine is None else _facts(machine, chip)
+            fault = error or _fault(machine, chip)
+            yield Compiled(target.name, one.name, tuple(one.serves), one.entry, one.values, facts, fault)
 
 
 _wanted: list[_Wanted] = []
 
 
-def _build(task: tuple[int, int]) -> tuple[Machine | None, str]:
-    arch, number = task
+def chip_of(target: Target) -> Chip:
+    """The architecture that a described target is compiled for.
+
+    Raises:
+        NoDevice: its limits are not known here.
+    """
+    name = target.name.partition(":")[2]
+    if name not in CHIPS:
+        raise NoDevice(f"cannot compile for {target.name}", where="hal-cuda", fix=f"take one of {', '.join(CHIPS)}")
+    return CHIPS[name]
+
+
+def _build(task: tuple[Chip, int]) -> tuple[Machine | None, str]:
+    chip, number = task
     try:
-        return build(_wanted[number].source, arch), ""
+        return build(_wanted[number].source, chip), ""
     except Exception as error:  # the compiler has many
         return None, f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
 
 
 def launches(target: Target) -> dict[Key, _Wanted]:
     """Every specialisation that the kernels launch on a chip, and which of them launch it."""
-    arch = int(target.name.removeprefix("cuda:sm"))
     found: dict[Key, _Wanted] = {}
     before = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_Chip(arch))
+    triton.runtime.driver.set_active(_Driver(chip_of(target).target))
     try:
         for kernel in TRITON:
             for few in (matmul.FEW_ROWS, 0):
@@ -147,23 +165,23 @@ def _type(value: Any) -> str | tuple[Any]:
     return "fp32"
 
 
-def _facts(machine: Machine, arch: int) -> dict[str, Any]:
+def _facts(machine: Machine, chip: Chip) -> dict[str, Any]:
     return {
         "registers": machine.registers,
         "spilled": machine.spilled,
         "shared KiB": -(-machine.shared // 1024),
-        "occupancy": machine.occupancy(arch),
+        "occupancy": machine.occupancy(chip),
         "matrix": " ".join(machine.matrix),
     }
 
 
-def _fault(machine: Machine | None, arch: int) -> str:
+def _fault(machine: Machine | None, chip: Chip) -> str:
     if machine is None:
         return ""
     if machine.spilled:
         return f"{machine.spilled} bytes are spilled"
-    if machine.shared > SHARED_LIMIT[arch] * 1024:
-        return f"{machine.shared} bytes of shared memory, the chip has {SHARED_LIMIT[arch]} KiB"
+    if machine.shared > chip.shared * 1024:
+        return f"{machine.shared} bytes of shared memory, the chip has {chip.shared} KiB"
     if machine.missing:
         return f"it multiplies {', '.join(machine.missing)} operands and uses no matrix unit that does"
     return ""

@@ -34,7 +34,7 @@ def hal_layouts(target: Target) -> list[str]:
 
 
 @hookimpl
-def hal_compile(target: Target) -> Iterator[Compiled]:
+def hal_compile(target: Target, pattern: str) -> Iterator[Compiled]:
     from hal_cuda.compiled import compiled
 
-    return compiled(target)
+    return compiled(target, pattern)

@@ -1,7 +1,8 @@
 """Compile Triton kernels for chips that are not here and read what the compiler made of them.
 
-Triton brings ptxas, nvdisasm and cuobjdump along, so a kernel can be compiled down to machine code without a driver. A
-compile that succeeds proves little: `inspect` reads registers, spills, shared memory and which instructions are there.
+Triton brings ptxas, nvdisasm, cuobjdump and AMD's code generator along, so a kernel can be compiled down to machine
+code without a driver. A compile that succeeds proves little: registers, spills, shared memory and instructions are
+read from what came out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,50 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
-"""KiB of shared memory that one block may ask for (CUDA C++ programming guide, compute capabilities)."""
 
-SHARED_PER_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 103: 228, 120: 100}
-WARPS_PER_SM = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 103: 64, 120: 48}
-REGISTERS_PER_SM = 65536
+@dataclass(frozen=True)
+class Chip:
+    """What bounds a block on one architecture; memory in KiB.
+
+    Attributes:
+        target: what Triton compiles for.
+        shared: shared memory that one block may ask for.
+        shared_of_all: shared memory of a multiprocessor.
+        reserved: shared memory that the system takes of each block.
+        warps: resident warps of a multiprocessor.
+        registers: 32-bit registers of a multiprocessor.
+    """
+
+    target: GPUTarget
+    shared: int
+    shared_of_all: int
+    reserved: int
+    warps: int
+    registers: int = 65536
+
+
+def _nvidia(arch: int, shared: int, shared_of_all: int, warps: int) -> Chip:
+    return Chip(GPUTarget("cuda", arch, 32), shared, shared_of_all, 1, warps)
+
+
+CHIPS = {
+    "sm80": _nvidia(80, 163, 164, 64),
+    "sm89": _nvidia(89, 99, 100, 48),
+    "sm90": _nvidia(90, 227, 228, 64),
+    "sm100": _nvidia(100, 227, 228, 64),
+    "sm120": _nvidia(120, 99, 100, 48),
+    "gfx942": Chip(GPUTarget("hip", "gfx942", 64), 64, 64, 0, 32, 131072),
+}
+"""CUDA C++ programming guide, compute capabilities; AMD CDNA3 instruction set architecture, sections 1.2 and 3.6."""
 
 MATRIX = {
-    "16 bit": ("HMMA", "HGMMA", "UTCHMMA"),
-    "fp8": ("QMMA", "QGMMA", "UTCQMMA"),
-    "int8": ("IMMA", "IGMMA", "UTCIMMA"),
+    "16 bit": ("HMMA", "HGMMA", "UTCHMMA", "MFMA_BF16", "MFMA_F16", "MFMA_XF32"),
+    "fp8": ("QMMA", "QGMMA", "UTCQMMA", "MFMA_FP8"),
+    "int8": ("IMMA", "IGMMA", "UTCIMMA", "MFMA_I8"),
     "scaled": ("OMMA", "QMMA", "UTCOMMA", "UTCQMMA"),
 }
 """Instructions of the matrix units by what they multiply: of warps (sm80, 89, 120), warp groups (sm90), tensor memory
-(sm100)."""
+(sm100), and AMD's by operand."""
 
 OPERANDS = {"bf16": "16 bit", "f16": "16 bit", "f32": "16 bit", "f8E4M3FN": "fp8", "i8": "int8"}
 """Element types of Triton's intermediate language. float32 is multiplied as tf32, by the unit of 16-bit products."""
@@ -79,20 +108,13 @@ class Machine:
         """Products that the kernel asks for and no matrix instruction computes."""
         return [what for what in sorted(self.products) if not any(self.instructions[x] for x in MATRIX[what])]
 
-    def occupancy(self, arch: int) -> float:
+    def occupancy(self, chip: Chip) -> float:
         """Resident warps over the chip's limit, from registers and shared memory."""
-        per_block = -(-self.registers // 8) * 8 * 32 * self.warps
-        blocks = min(REGISTERS_PER_SM // max(1, per_block), WARPS_PER_SM[arch] // self.warps, 32)
+        per_block = -(-self.registers // 8) * 8 * chip.target.warp_size * self.warps
+        blocks = min(chip.registers // max(1, per_block), chip.warps // self.warps, 32)
         if self.shared:
-            blocks = min(blocks, SHARED_PER_SM[arch] * 1024 // (self.shared + 1024))
-        return blocks * self.warps / WARPS_PER_SM[arch]
-
-
-@cache
-def _ptxas(arch: int) -> str:
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    return str(get_ptxas(arch).path)
+            blocks = min(blocks, chip.shared_of_all * 1024 // (self.shared + chip.reserved * 1024))
+        return blocks * self.warps / chip.warps
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -100,8 +122,8 @@ def _tool(name: str, *arguments: str) -> str:
     return result.stdout
 
 
-def build(source: Source, arch: int) -> Machine:
-    """Compile for compute capability `arch` (90 for sm90a) and inspect the machine code.
+def build(source: Source, chip: Chip) -> Machine:
+    """Compile for a chip (sm90 is compiled as sm90a) and inspect the machine code.
 
     Raises:
         triton.CompilationError and its relatives, where the chip lacks something that the kernel uses.
@@ -121,11 +143,14 @@ def build(source: Source, arch: int) -> Machine:
             attributes[(index,)] = [["tt.divisibility", int(divisor)]]
     kernel = triton.compile(
         ASTSource(source.function, signature, constants, attributes),
-        target=GPUTarget("cuda", arch, 32),
+        target=chip.target,
         options={"num_warps": source.warps, "num_stages": source.stages},
     )
     products = frozenset(_products(kernel.asm["ttir"]))
-    return inspect(kernel.asm["cubin"], kernel.metadata.shared, kernel.metadata.num_warps, products)
+    shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
+    if chip.target.backend == "hip":
+        return _read_amd(kernel.asm["amdgcn"], shared, warps, products)
+    return _read_nvidia(kernel.asm["cubin"], shared, warps, products)
 
 
 def _products(ttir: str) -> Iterator[str]:
@@ -135,8 +160,8 @@ def _products(ttir: str) -> Iterator[str]:
             yield "scaled" if scaled else OPERANDS[element]
 
 
-def inspect(cubin: bytes, shared: int, warps: int, products: frozenset[str] = frozenset()) -> Machine:
-    """Read a compiled kernel: registers and stack from cuobjdump, instructions from nvdisasm."""
+def _read_nvidia(cubin: bytes, shared: int, warps: int, products: frozenset[str]) -> Machine:
+    """Registers and stack from cuobjdump, instructions from nvdisasm."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -147,3 +172,15 @@ def inspect(cubin: bytes, shared: int, warps: int, products: frozenset[str] = fr
         raise RuntimeError(f"cuobjdump gave no resource usage: {usage.strip()[:200]}")
     opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", text))
     return Machine(int(found[1]), int(found[2]), shared, warps, opcodes, sum(opcodes.values()), products)
+
+
+def _read_amd(assembly: str, shared: int, warps: int, products: frozenset[str]) -> Machine:
+    """Registers and scratch from the notes of the code generator, instructions from its text."""
+    registers, scratch = (re.search(rf"; {name}: (\d+)", assembly) for name in ("TotalNumVgprs", "ScratchSize"))
+    if registers is None or scratch is None:
+        raise RuntimeError("the assembly has no resource usage")
+    opcodes = Counter(
+        re.sub(r"V_MFMA_\w*?_(?:\d+X\d+X\d+)_?(BF16|F16|XF32|FP8|I8)\w*", r"MFMA_\1", name.upper())
+        for name in re.findall(r"^\t([a-z]+_\w+)", assembly, re.MULTILINE)
+    )
+    return Machine(int(registers[1]), int(scratch[1]), shared, warps, opcodes, sum(opcodes.values()), products)

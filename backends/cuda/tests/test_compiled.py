@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 import hal_triton.kernels  # noqa: E402
 import triton.language as tl  # noqa: E402
 from hal_cuda.compiled import _fault, launches, specialised  # noqa: E402
-from hal_cuda.toolchain import Machine, Source, build  # noqa: E402
+from hal_cuda.toolchain import CHIPS, Machine, Source, build  # noqa: E402
 from hal_triton.launch import Launch  # noqa: E402
 from hal_triton.tuning import Config, table  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
@@ -23,11 +23,9 @@ from typer.testing import CliRunner  # noqa: E402
 from hal.cli.app import app  # noqa: E402
 from hal.target import Target, described  # noqa: E402
 
-CHIPS = [target for target in described() if target.backend == "cuda"]
-
 
 def chip(name: str) -> Target:
-    return next(target for target in CHIPS if target.name == name)
+    return next(target for target in described() if target.name == name)
 
 
 def test_every_kernel_and_every_configuration_is_launched_somewhere() -> None:
@@ -54,27 +52,31 @@ def product(a, b, out, N: tl.constexpr):
     tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))
 
 
-@pytest.mark.parametrize(("arch", "name"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA"), (120, "HMMA")])
-def test_a_product_is_done_by_the_matrix_unit(arch: int, name: str) -> None:
+UNITS = [("sm80", "HMMA"), ("sm90", "HGMMA"), ("sm100", "UTCHMMA"), ("sm120", "HMMA"), ("gfx942", "MFMA_BF16")]
+
+
+@pytest.mark.parametrize(("arch", "name"), UNITS)
+def test_a_product_is_done_by_the_matrix_unit(arch: str, name: str) -> None:
     arguments: dict[str, Any] = {"a": "*bf16:16", "b": "*bf16:16", "out": "*fp32:16", "N": (128,)}
-    made = build(Source(product, arguments, 4, 1), arch)
+    made = build(Source(product, arguments, 4, 1), CHIPS[arch])
     assert made.products == {"16 bit"}
     assert made.matrix[0] == name
     assert made.missing == []
 
 
-def test_spills_are_a_fault() -> None:
-    made = build(Source(spilling, {"x": "*fp32:16", "out": "*fp32:16", "WIDTH": (16384,)}, 1, 1), 90)
+@pytest.mark.parametrize("arch", ["sm90", "gfx942"])
+def test_spills_are_a_fault(arch: str) -> None:
+    made = build(Source(spilling, {"x": "*fp32:16", "out": "*fp32:16", "WIDTH": (65536,)}, 1, 1), CHIPS[arch])
     assert made.spilled > 0
-    assert "spilled" in _fault(made, 90)
+    assert "spilled" in _fault(made, CHIPS[arch])
 
 
 def test_too_much_shared_memory_and_a_product_without_its_unit_are_faults() -> None:
-    assert "shared memory" in _fault(Machine(32, 0, 164 << 10, 4, Counter(), 1), 80)
-    assert _fault(Machine(32, 0, 163 << 10, 4, Counter(), 1), 80) == ""
+    assert "shared memory" in _fault(Machine(32, 0, 164 << 10, 4, Counter(), 1), CHIPS["sm80"])
+    assert _fault(Machine(32, 0, 163 << 10, 4, Counter(), 1), CHIPS["sm80"]) == ""
     fp8 = Machine(32, 0, 0, 4, Counter(HMMA=4), 4, frozenset({"fp8"}))
-    assert _fault(fp8, 90) == "it multiplies fp8 operands and uses no matrix unit that does"
-    assert _fault(Machine(32, 0, 0, 4, Counter(QGMMA=4), 4, frozenset({"fp8"})), 90) == ""
+    assert _fault(fp8, CHIPS["sm90"]) == "it multiplies fp8 operands and uses no matrix unit that does"
+    assert _fault(Machine(32, 0, 0, 4, Counter(QGMMA=4), 4, frozenset({"fp8"})), CHIPS["sm90"]) == ""
 
 
 def test_types_are_specialised_as_triton_does() -> None:
@@ -85,6 +87,10 @@ def test_types_are_specialised_as_triton_does() -> None:
     _, source, values = specialised(launch)
     assert source.arguments == {"a": "*fp32:16", "b": "*fp32", "out": "*bf16:16", "N": (16,)}
     assert values == "N=16"
+
+
+def test_every_described_chip_has_limits() -> None:
+    assert {target.name for target in described() if target.backend == "cuda"} == {f"cuda:{name}" for name in CHIPS}
 
 
 def test_the_command() -> None:

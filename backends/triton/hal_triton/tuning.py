@@ -65,9 +65,9 @@ def config(kernel: str, chip: str) -> Config:
 
 
 def chip() -> str:
-    """The active chip as the table names it: "sm90" on NVIDIA, the backend's name elsewhere."""
+    """The active chip as the table names it: "sm90" on NVIDIA, "gfx942" on AMD, the backend's name elsewhere."""
     target = triton.runtime.driver.active.get_current_target()
-    return f"sm{target.arch}" if target.backend == "cuda" else str(target.backend)
+    return {"cuda": f"sm{target.arch}", "hip": str(target.arch)}.get(target.backend, str(target.backend))
 
 
 def native_fp8(name: str) -> bool:
