@@ -106,7 +106,7 @@ def _scored(q: Tensor, weights: Tensor, visible: Tensor, request: Tensor, cache:
 def _state(batch: Batch, ratio: int, overlap: bool, width: int) -> int:
     """Bytes of a compressor's state that must be read for the windows completed and written for those left open.
 
-    With overlap, the last complete window counts with the half of its channels that the next window takes.
+    With overlap, the last complete window is kept whole; the next one reads half of its channels.
     """
     rows = 0.0
     for start, length in zip(batch.starts, batch.lengths, strict=True):
@@ -114,7 +114,7 @@ def _state(batch: Batch, ratio: int, overlap: bool, width: int) -> int:
         if length and end // ratio > start // ratio:
             rows += part * (start % ratio) + (part * ratio if overlap and start >= ratio else 0)
         written = min(length, end % ratio)
-        rows += written + (part * min(length - written, ratio) if overlap and end >= ratio else 0)
+        rows += written + (min(length - written, ratio) if overlap and end >= ratio else 0)
     return int(rows * 2 * width) * FLOAT
 
 

@@ -50,9 +50,7 @@ class Expectation:
 
     def judge(self, outputs: object, arguments: Sequence[Any] = (), rules: Rules = DEFAULT) -> Verdict:
         """Judge what a kernel returned, and its arguments after the call where the contract mutates some."""
-        returned: Sequence[Any] = (
-            outputs if isinstance(outputs, tuple | list) else () if outputs is None else (outputs,)
-        )
+        returned = _returned(outputs)
         verdicts = []
         for part in self.parts:
             try:
@@ -63,6 +61,14 @@ class Expectation:
                 continue
             verdicts.append(judge(got.detach().to("cpu"), want, rules, part.name))
         return Verdict.of(verdicts)
+
+    def defined(self, outputs: object, arguments: Sequence[Any] = ()) -> dict[str, Tensor]:
+        """What of a call's outcome the contract defines, part by part; the rest may hold anything."""
+        return {part.name: part.find(_returned(outputs), arguments) for part in self.parts}
+
+
+def _returned(outputs: object) -> Sequence[Any]:
+    return outputs if isinstance(outputs, tuple | list) else () if outputs is None else (outputs,)
 
 
 def output(index: int, name: str, want: Want | Callable[[Sequence[Any]], Want]) -> Part:

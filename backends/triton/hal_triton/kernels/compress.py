@@ -175,7 +175,10 @@ def advance_kernel(
     ROWS: tl.constexpr,
     R: tl.constexpr,
 ):
-    """Keep the newest ROWS tokens of each request: `state[slot, position % ROWS] = (kv, score + ape)`."""
+    """Keep the tokens that later windows need: `state[slot, position % ROWS] = (kv, score + ape)`.
+
+    Those are a request's tokens behind its last complete window, and with overlap (ROWS is twice RATIO) that window's.
+    """
     channel = tl.arange(0, WIDTH)
     for tile in range(tl.program_id(0), tl.cdiv(tokens, R), tl.num_programs(0)):
         token = (tile * R + tl.arange(0, R)).to(tl.int64)
@@ -183,7 +186,8 @@ def advance_kernel(
         position = tl.load(positions + token, mask=inside, other=0)
         request = tl.load(requests + token, mask=inside, other=0)
         after = tl.load(cu_seqlens + request + 1, mask=inside, other=0).to(tl.int64)
-        kept = inside & (token >= after - ROWS)
+        end = position + (after - token)
+        kept = inside & (position >= end // RATIO * RATIO - (ROWS - RATIO))
         slot = tl.load(slots + request, mask=kept, other=0)
         at = token[:, None] * WIDTH + channel[None, :]
         value = tl.load(kv + at, mask=kept[:, None], other=0.0)
