@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
+from hal_triton.compiling import Source
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -72,20 +72,6 @@ OPERANDS = {"bf16": "16 bit", "f16": "16 bit", "f32": "16 bit", "f8E4M3FN": "fp8
 
 
 @dataclass(frozen=True)
-class Source:
-    """One specialisation of a kernel.
-
-    `arguments` gives each parameter its Triton type ("*bf16", "i32", ...; a trailing ":16" promises divisibility by
-    16), or, in a tuple of one, its compile-time value.
-    """
-
-    function: Any
-    arguments: dict[str, str | tuple[Any]]
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
 class Machine:
     """What the compiler made of a kernel on one chip."""
 
@@ -128,19 +114,8 @@ def build(source: Source, chip: Chip) -> Machine:
     Raises:
         triton.CompilationError and its relatives, where the chip lacks something that the kernel uses.
     """
-    names = source.function.arg_names
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    for index, name in enumerate(names):
-        value = source.arguments[name]
-        if isinstance(value, tuple):
-            signature[name], constants[name] = "constexpr", value[0]
-            continue
-        kind, _, divisor = value.partition(":")
-        signature[name] = kind
-        if divisor:
-            attributes[(index,)] = [["tt.divisibility", int(divisor)]]
+    signature, constants, divisors = source.split()
+    attributes = {(index,): [["tt.divisibility", divisor]] for index, divisor in divisors.items()}
     kernel = triton.compile(
         ASTSource(source.function, signature, constants, attributes),
         target=chip.target,

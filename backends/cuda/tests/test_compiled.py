@@ -14,8 +14,9 @@ triton = pytest.importorskip("triton")
 
 import hal_triton.kernels  # noqa: E402
 import triton.language as tl  # noqa: E402
-from hal_cuda.compiled import _fault, launches, specialised  # noqa: E402
-from hal_cuda.toolchain import CHIPS, Machine, Source, build  # noqa: E402
+from hal_cuda.compiled import fault_of, wanted  # noqa: E402
+from hal_cuda.toolchain import CHIPS, Machine, build  # noqa: E402
+from hal_triton.compiling import Source, specialised  # noqa: E402
 from hal_triton.launch import Launch  # noqa: E402
 from hal_triton.tuning import Config, table  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
@@ -29,13 +30,13 @@ def chip(name: str) -> Target:
 
 
 def test_every_kernel_and_every_configuration_is_launched_somewhere() -> None:
-    wanted = [one for name in ("cuda:sm90", "cuda:sm100") for one in launches(chip(name)).values()]
-    assert {one.entry for one in wanted} == set(table())
+    found = [one for name in ("cuda:sm90", "cuda:sm100") for one in wanted(chip(name)).values()]
+    assert {one.entry for one in found} == set(table())
     folder = Path(hal_triton.kernels.__file__).parent
     source = "".join(file.read_text() for file in folder.glob("*.py"))
     kernels = set(re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE))
-    assert {one.source.function.__name__ for one in wanted} == kernels
-    assert all(one.serves for one in wanted)
+    assert {one.source.function.__name__ for one in found} == kernels
+    assert all(one.serves for one in found)
 
 
 @triton.jit
@@ -65,18 +66,18 @@ def test_a_product_is_done_by_the_matrix_unit(arch: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm90", "gfx942"])
-def test_spills_are_a_fault(arch: str) -> None:
+def test_spills_are_afault_of(arch: str) -> None:
     made = build(Source(spilling, {"x": "*fp32:16", "out": "*fp32:16", "WIDTH": (65536,)}, 1, 1), CHIPS[arch])
     assert made.spilled > 0
-    assert "spilled" in _fault(made, CHIPS[arch])
+    assert "spilled" in fault_of(made, CHIPS[arch])
 
 
 def test_too_much_shared_memory_and_a_product_without_its_unit_are_faults() -> None:
-    assert "shared memory" in _fault(Machine(32, 0, 164 << 10, 4, Counter(), 1), CHIPS["sm80"])
-    assert _fault(Machine(32, 0, 163 << 10, 4, Counter(), 1), CHIPS["sm80"]) == ""
+    assert "shared memory" in fault_of(Machine(32, 0, 164 << 10, 4, Counter(), 1), CHIPS["sm80"])
+    assert fault_of(Machine(32, 0, 163 << 10, 4, Counter(), 1), CHIPS["sm80"]) == ""
     fp8 = Machine(32, 0, 0, 4, Counter(HMMA=4), 4, frozenset({"fp8"}))
-    assert _fault(fp8, CHIPS["sm90"]) == "it multiplies fp8 operands and uses no matrix unit that does"
-    assert _fault(Machine(32, 0, 0, 4, Counter(QGMMA=4), 4, frozenset({"fp8"})), CHIPS["sm90"]) == ""
+    assert fault_of(fp8, CHIPS["sm90"]) == "it multiplies fp8 operands and uses no matrix unit that does"
+    assert fault_of(Machine(32, 0, 0, 4, Counter(QGMMA=4), 4, frozenset({"fp8"})), CHIPS["sm90"]) == ""
 
 
 def test_types_are_specialised_as_triton_does() -> None:

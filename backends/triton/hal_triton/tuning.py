@@ -6,7 +6,8 @@ in for. Nothing is measured or learned at run time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -64,8 +65,24 @@ def config(kernel: str, chip: str) -> Config:
     return Config(kernel, MappingProxyType(sizes), warps, stages, entry["chosen"])
 
 
+_stand_in: str | None = None
+
+
+@contextmanager
+def stand_in(name: str) -> Iterator[None]:
+    """Inside, `chip` is `name`: for a compiler without the chip."""
+    global _stand_in
+    before, _stand_in = _stand_in, name
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
 def chip() -> str:
     """The active chip as the table names it: "sm90" on NVIDIA, "gfx942" on AMD, the backend's name elsewhere."""
+    if _stand_in is not None:
+        return _stand_in
     target = triton.runtime.driver.active.get_current_target()
     return {"cuda": f"sm{target.arch}", "hip": str(target.arch)}.get(target.backend, str(target.backend))
 

@@ -34,8 +34,7 @@ def rotate(x, position, frequencies, PAIRS: tl.constexpr):
     R: tl.constexpr = x.shape[0]
     D: tl.constexpr = x.shape[1]
     pair = tl.arange(0, D // 2) - (D // 2 - PAIRS)
-    turning = pair >= 0
-    frequency = tl.load(frequencies + pair, mask=turning, other=0.0)
+    frequency = tl.load(frequencies + tl.maximum(pair, 0), mask=pair >= 0, other=0.0)
     c, s = cos_sin(position.to(tl.float32)[:, None] * frequency[None, :])
     even, odd = tl.split(tl.reshape(x, R, D // 2, 2))
     return tl.interleave(even * c - odd * s, even * s + odd * c)

@@ -19,12 +19,6 @@ INT8_FLOOR = tl.constexpr(1.27e-8)
 E2M1_FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2**-126
 
 
-@triton.constexpr_function
-def block_of(activation):
-    """Columns per scale of a block quantiser; 0 for the others."""
-    return int(activation.split("_")[1]) if activation[:2] in ("e4", "e2") else 0
-
-
 @triton.jit
 def e4m3_blocks(x, BLOCK: tl.constexpr):
     """float32 `[R, C]` to e4m3 codes (uint8) `[R, C]` and ue8m0 scales (int32) `[R, C / BLOCK]`."""
@@ -62,7 +56,7 @@ def store_tile(x, codes, scales, row, in_rows, first, width, ACTIVATION: tl.cons
         at = codes + row[:, None] * width + column[None, :]
         tl.store(at, x.to(codes.dtype.element_ty), mask=in_rows[:, None] & (column < width)[None, :])
     else:
-        BLOCK: tl.constexpr = block_of(ACTIVATION)
+        BLOCK: tl.constexpr = 128 if ACTIVATION == "e4m3_128" else 64 if ACTIVATION == "e4m3_64" else 32
         if ACTIVATION == "e2m1_32":
             bytes_, scale = e2m1_blocks(x)
             half = first // 2 + tl.arange(0, C // 2)

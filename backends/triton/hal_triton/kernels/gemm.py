@@ -67,14 +67,9 @@ def activation_tile(a, scales, row, in_rows, k, K, BK: tl.constexpr, A: tl.const
             values = e2m1_pairs(load_columns(a, row, in_rows, k // 2, K // 2, BK // 2, EVEN, 0))
         else:
             values = e4m3_to_float32(load_columns(a, row, in_rows, k, K, BK, EVEN, 0)).to(tl.bfloat16)
-        tile = scaled(values, scales, row, in_rows, k, K, activation_block(A), EVEN)
+        BLOCK: tl.constexpr = 128 if A == "e4m3_128" else 64 if A == "e4m3_64" else 32
+        tile = scaled(values, scales, row, in_rows, k, K, BLOCK, EVEN)
     return tile
-
-
-@triton.constexpr_function
-def activation_block(A):
-    """Columns per scale of an activation format."""
-    return int(A.split("_")[1])
 
 
 @triton.jit
@@ -143,7 +138,7 @@ def product(
             column_scale = block_weight_scale(w_scales, column, in_columns, k, K)
             acc += tl.dot(x, tl.trans(y)) * row_scale[:, None] * column_scale[None, :]
         elif UNIT == "scaled":
-            BLOCK: tl.constexpr = activation_block(A)
+            BLOCK: tl.constexpr = 128 if A == "e4m3_128" else 64 if A == "e4m3_64" else 32
             block = k // 32 + tl.arange(0, BK // 32)
             inside = in_rows[:, None] & (block * 32 < K)[None, :]
             sx_at = a_scales + row[:, None] * ((K + BLOCK - 1) // BLOCK) + (block * 32 // BLOCK)[None, :]
