@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from hal.kernel import Kernel
+from hal.kernel import Compiled, Kernel
 from hal.plugins import hookimpl
 from hal.target import Backend, Target
 from hal_ascend.kernels import kernels
 from hal_ascend.layouts import PLAIN, WEIGHTS, chip_of
 from hal_ascend.target import chips_here, watched
+from hal_ascend.triton import triton_kernels
 
 
 @hookimpl
@@ -24,7 +26,7 @@ def hal_targets() -> list[Target]:
 
 @hookimpl
 def hal_kernels(target: Target) -> list[Kernel]:
-    return kernels(target)
+    return [*kernels(target), *triton_kernels(target)]
 
 
 @hookimpl
@@ -37,3 +39,10 @@ def hal_layouts(target: Target) -> list[str]:
 @hookimpl
 def hal_watch_host(target: Target) -> AbstractContextManager[list[str]]:
     return watched()
+
+
+@hookimpl
+def hal_compile(target: Target, pattern: str) -> Iterator[Compiled]:
+    from hal_ascend.compiled import compiled
+
+    return compiled(target, pattern)

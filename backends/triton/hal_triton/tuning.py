@@ -80,10 +80,12 @@ def stand_in(name: str) -> Iterator[None]:
 
 
 def chip() -> str:
-    """The active chip as the table names it: "sm90" on NVIDIA, "gfx942" on AMD, the backend's name elsewhere."""
+    """The active chip as the table names it: "sm90" on NVIDIA, "gfx942" on AMD, "a2" (as A3) and "a5" on Ascend."""
     if _stand_in is not None:
         return _stand_in
     target = triton.runtime.driver.active.get_current_target()
+    if target.backend == "npu":
+        return "a5" if str(target.arch).startswith("Ascend950") else "a2"
     return {"cuda": f"sm{target.arch}", "hip": str(target.arch)}.get(target.backend, str(target.backend))
 
 

@@ -75,15 +75,15 @@ def store_tile(x, codes, scales, row, in_rows, first, width, ACTIVATION: tl.cons
 @triton.jit
 def store_int8_row(x, codes, scales, row, column, width):
     """Quantise one row `x[C]` (float32, zero past `width`) to int8 with one float32 scale."""
-    bits = tl.max(magnitude_bits(x), 0)
+    bits = tl.max(magnitude_bits(x)[None, :], 1)  # of one element: not every chip divides scalars
     amax = tl.maximum(bits.to(tl.float32, bitcast=True), INT8_FLOOR)
     finite = bits < 0x7F800000
-    scale = tl.where(finite, tl.div_rn(amax, tl.full((), 127.0, tl.float32)), float("nan"))
+    scale = tl.where(finite, tl.div_rn(amax, tl.full((1,), 127.0, tl.float32)), float("nan"))
     # 1.5 * 2**23 leaves float32 no room for fractions: rounded to nearest even
     value = tl.div_rn(x, tl.zeros_like(x) + scale) + 12582912.0 - 12582912.0
     value = tl.where(finite, value, 0.0)
     tl.store(codes + row * width + column, value.to(tl.int8), mask=column < width)
-    tl.store(scales + row, scale)
+    tl.store(scales + row + tl.arange(0, 1), scale)
 
 
 @triton.jit

@@ -63,7 +63,8 @@ def route_kernel(
                 choice += tl.load(bias + expert, mask=expert < experts, other=0.0)[None, :]
             choice = tl.where(known, choice, -float("inf"))
             for k in tl.static_range(TOP_K):
-                best = tl.argmax(choice, 1)
+                equal = choice == tl.max(choice, 1)[:, None]
+                best = tl.min(tl.where(equal, expert[None, :], E - 1), 1)
                 ids = tl.where((slot == k)[None, :], best[:, None], ids)
                 choice = tl.where(expert[None, :] == best[:, None], -float("inf"), choice)
         chosen = tl.zeros((R, K), tl.float32)
