@@ -1,6 +1,7 @@
 # make demo    a virtual environment, the core and the CPU backend; generates text with the small checkpoint
 # make test    the same environment and the test tools; lint, types and every test
 # make compile every Triton kernel, compiled for GPUs that are not here
+# make compile-ascend  likewise for Ascend, in an environment of its own; downloads 220 MB
 # make verify  every conformance case of what runs here, and the suite itself against planted bugs
 # All are incremental: nothing is installed twice until a pyproject.toml or constraints.txt changes.
 
@@ -11,9 +12,10 @@ WORKERS ?= 2
 
 bin := $(VENV)/bin
 ascend := .venv-ascend/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+triton := .venv-triton-ascend/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: .venv-ascend demo test compile verify lint clean
+.PHONY: .venv-ascend demo test compile compile-ascend verify lint clean
 
 demo: $(VENV)/.model
 	$(bin)/hal generate examples/tiny-v4 --prompt "$(PROMPT)" --max-new-tokens 200
@@ -23,6 +25,16 @@ test: lint .venv-ascend
 
 compile: $(VENV)/.test
 	$(bin)/hal compile cuda --page docs/kernels.md
+
+# triton-ascend overwrites stock Triton, so it gets an environment of its own; neither wheel declares what it needs.
+compile-ascend: .venv-triton-ascend/.ready
+	.venv-triton-ascend/bin/hal compile ascend --page docs/backends/ascend.md
+
+.venv-triton-ascend/.ready: constraints.txt backends/triton/pyproject.toml backends/plain/pyproject.toml backends/ascend/pyproject.toml
+	$(PYTHON) -m venv .venv-triton-ascend
+	$(triton) torch pybind11 && $(triton) --no-deps triton-ascend ascendnpu-ir && \
+	$(triton) --editable '.[model]' --editable backends/triton --editable backends/plain --editable backends/ascend
+	@touch $@
 
 verify: $(VENV)/.test
 	$(bin)/hal verify reference
@@ -37,17 +49,17 @@ lint: $(VENV)/.test
 	$(bin)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-ascend
+	rm -rf $(VENV) .venv-ascend .venv-triton-ascend
 
 # torch_npu in an environment of its own: with it installed, a bare `import torch` needs CANN or its stand-ins. Where the
 # wheel cannot be had, its tests say that they are incomplete.
 .venv-ascend: .venv-ascend/.ready
 
-.venv-ascend/.ready: constraints.txt emulators/pyproject.toml backends/plain/pyproject.toml backends/ascend/pyproject.toml
+.venv-ascend/.ready: constraints.txt emulators/pyproject.toml backends/triton/pyproject.toml backends/plain/pyproject.toml backends/ascend/pyproject.toml
 	$(PYTHON) -m venv .venv-ascend
 	$(ascend) torch pytest pyyaml && $(ascend) --no-deps torch_npu==2.13.0 && \
-	$(ascend) --editable '.[model]' --editable backends/cpu --editable backends/plain --editable backends/ascend \
-	  --editable emulators && touch $@ || echo "torch_npu cannot be installed here"
+	$(ascend) --editable '.[model]' --editable backends/cpu --editable backends/plain --editable backends/triton \
+	  --editable backends/ascend --editable emulators && touch $@ || echo "torch_npu cannot be installed here"
 
 # torch comes first and pinned: a later range is then already satisfied.
 $(VENV)/.torch: constraints.txt

@@ -28,6 +28,8 @@ SOC = {"a2": "Ascend910B3", "a3": "Ascend910_9391", "a5": "Ascend950PR_9579"}
 """A chip of each generation, as the compiler names it."""
 
 BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32, "f8E4M3FN": 8}
+CONSTANT = re.compile(r"(%[\w-]+) = (?:arith\.constant |llvm\.mlir\.constant\()(-?\d+) : i64")
+PLACED = re.compile(r"hivm\.hir\.pointer_cast\(([^)]*)\) : memref<((?:\d+x)*)(\w+)[^>]*?#hivm\.address_space<(\w+)>")
 PATIENCE = 60
 KEEP = '#!/bin/sh\nfor word in "$@"; do case "$word" in *.mlir) cp "$word" "$HIVM_IR" ;; esac; done\n'
 """Stands where CANN's last compiler is."""
@@ -152,15 +154,16 @@ def _reason(text: str, code: int) -> str:
 def read(hivm: str, asked: bool, said: str = "") -> Machine:
     """The plan in an optimised HIVM module."""
     limits = {name: int(bits) // 8 for name, bits in re.findall(r'"(\w+_SIZE)", (\d+) : i32', hivm)}
-    constants = dict(re.findall(r"(%[\w-]+) = arith\.constant (-?\d+) : i64", hivm))
+    constants: dict[str, int] = {}
     used = dict.fromkeys(SPACES, 0)
     spaces = {space: name for name, (space, _) in SPACES.items()}
-    cast = r"hivm\.hir\.pointer_cast\(([^)]*)\) : memref<((?:\d+x)*)(\w+)[^>]*?#hivm\.address_space<(\w+)>"
-    for places, shape, element, space in re.findall(cast, hivm):
-        if space in spaces:
-            size = prod(int(word) for word in shape.split("x") if word) * BITS[element] // 8
-            ends = [int(constants[place.strip()]) + size for place in places.split(",")]
-            used[spaces[space]] = max(used[spaces[space]], *ends)
+    for line in hivm.splitlines():  # numbered values begin anew in every function
+        if found := CONSTANT.search(line):
+            constants[found[1]] = int(found[2])
+        elif (found := PLACED.search(line)) and found[4] in spaces:
+            size = prod(int(word) for word in found[2].split("x") if word) * BITS[found[3]] // 8
+            ends = [constants[place.strip()] + size for place in found[1].split(",")]
+            used[spaces[found[4]]] = max(used[spaces[found[4]]], *ends)
     products = tuple(sorted(set(re.findall(r"call @(?:mma_tile|mmad\w*?)_(\w+?)(?:_t[ab]\w*)?\(", hivm))))
     return Machine(
         "cube + vector" if products else "vector",

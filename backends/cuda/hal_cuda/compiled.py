@@ -9,7 +9,6 @@ from typing import Any
 from hal_triton import compiling
 from hal_triton.compiling import Source, launches
 
-from hal.errors import NoDevice
 from hal.kernel import Compiled
 from hal.target import Target
 from hal_cuda.kernels import TRITON
@@ -19,14 +18,8 @@ __all__ = ["compiled", "fault_of", "wanted"]
 
 
 def compiled(target: Target, pattern: str = "*") -> Iterator[Compiled]:
-    """Every specialisation on a chip that fits the pattern, in the order of the kernels.
-
-    Raises:
-        NoDevice: the limits of the chip are not known here.
-    """
+    """Every specialisation on a chip that fits the pattern, in the order of the kernels."""
     name = _name(target)
-    if name not in CHIPS:
-        raise NoDevice(f"cannot compile for {target.name}", where="hal-cuda", fix=f"take one of {', '.join(CHIPS)}")
     return compiling.compiled(target, wanted(target).values(), partial(_make, chip=CHIPS[name]), pattern)
 
 

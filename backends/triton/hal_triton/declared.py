@@ -66,6 +66,7 @@ def kernels(
     caches: Sequence[str] = CACHES,
     index: Sequence[str] = INDEX,
     weights: Sequence[str] = WEIGHTS,
+    experts: Sequence[str] = WEIGHTS,
     suffix: str = "",
     also: Sequence[Constraint] = (),
     capturable: bool = False,
@@ -74,6 +75,7 @@ def kernels(
 
     Args:
         caches, index, weights: those of the lists above that the chip has a use for.
+        experts: weights of experts, likewise.
         also: what every kernel needs besides, such as Triton's compiler for the chip.
         capturable: whether a graph of this device can record launches.
     """
@@ -183,8 +185,8 @@ def kernels(
         kernel(
             "moe.experts",
             "experts",
-            layout("w13").one_of(*weights),
-            layout("w2").one_of(*weights),
+            layout("w13").one_of(*experts),
+            layout("w2").one_of(*experts),
             attribute("activation").one_of(*ACTIVATIONS),
             _multiplies("w13", "w2"),
             notes="Grouped products; clamped SwiGLU, routing weight and quantiser in the first one's epilogue.",
