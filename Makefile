@@ -71,6 +71,6 @@ $(VENV)/.model: $(VENV)/.torch pyproject.toml backends/cpu/pyproject.toml
 	$(install) --editable '.[model]' --editable backends/cpu
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.model emulators/pyproject.toml backends/triton/pyproject.toml backends/cuda/pyproject.toml backends/plain/pyproject.toml backends/mlu/pyproject.toml backends/ascend/pyproject.toml
-	$(install) --editable '.[test]' --editable 'emulators[triton]' --editable backends/triton --editable backends/cuda --editable backends/plain --editable backends/mlu --editable backends/ascend
+$(VENV)/.test: $(VENV)/.model emulators/pyproject.toml backends/triton/pyproject.toml backends/cuda/pyproject.toml backends/plain/pyproject.toml backends/mlu/pyproject.toml backends/ascend/pyproject.toml backends/jax/pyproject.toml
+	$(install) --editable '.[test]' --editable 'emulators[triton]' --editable backends/triton --editable backends/cuda --editable backends/plain --editable backends/mlu --editable backends/ascend --editable backends/jax
 	@touch $@

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hal.constraints import Constraint
+from hal.errors import Broken
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,18 @@ class Kernel:
     notes: str = ""
 
     def load(self) -> Callable[..., Any]:
-        """The function; this is the first moment at which its module is imported."""
+        """The function; this is the first moment at which its module is imported.
+
+        Raises:
+            Broken: the module does not import, or has no such function.
+        """
         module, name = self.code.split(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        try:
+            function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        except Exception as error:
+            what = f"{self.code} does not import: {type(error).__name__}: {error}"
+            fix = "repair the package, or leave the kernel out with HAL_OPS"
+            raise Broken(what, where=self.id, fix=fix) from error
         return function
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from hal import environment, plugins
 from hal.cli.backends import State, overview, states
 from hal.cli.output import Json, show, table, version, working
-from hal.errors import HalError
+from hal.errors import Broken, HalError
 from hal.policy import Policy
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "triton")
@@ -63,8 +63,8 @@ def _tried(state: State, torch: str) -> State:
         for kernel in loaded.kernels(target):
             try:
                 kernel.load()
-            except Exception as error:
-                return replace(state, state="Broken", why=f"{kernel.id} does not import: {error}")
+            except Broken as error:
+                return replace(state, state="Broken", why=str(error))
     return state
 
 

@@ -46,6 +46,7 @@ DISTRIBUTIONS = {
     "hal_plain": "backends/plain",
     "hal_ascend": "backends/ascend",
     "hal_mlu": "backends/mlu",
+    "hal_jax": "backends/jax",
     "hal_emulators": "emulators",
 }
 

@@ -68,6 +68,11 @@ CASES: dict[str, tuple[str, dict[str, str], str | None]] = {
     "Broken, raises at import": (PLAN, ACME, "raise OSError('libacme.so: cannot open')"),
     "Broken, a misspelt hook": (PLAN, ACME, module(hook="hal_kernel")),
     "Broken, raises in a hook": (PLAN, ACME, module(kernels="1 / 0")),
+    "Broken, a kernel does not import": (
+        f"hal.bind({PLAN})",
+        ACME,
+        module(kernels="Kernel('acme.route', 'moe.route', 'hal_acme.fast:route')"),
+    ),
     "NoKernel": (PLAN, ACME, module()),
     "NoKernel, every reason": (
         f"hal.plan([{ROUTE}, hal.Call('quant.matmul', name='wq', layouts={{'weight': 'mxfp4'}})])",
