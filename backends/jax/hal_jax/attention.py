@@ -1,25 +1,33 @@
-"""Attention over window and compressed rows in JAX: one softmax per token, some tokens at a time."""
+"""`attn.attend`: tiles of queries meet window rows and entries in pieces, whose softmaxes merge."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import torch
 from jax import Array, lax
 from torch import Tensor
 
-from hal_jax.exchange import bucket, padded, to_jax, to_torch
-from hal_jax.numbers import rounded
-from hal_jax.pages import Rows, gather, opened, physical
+from hal.batch import Batch
+from hal.cache import KVCache
+from hal.layouts import Layout
+from hal_jax.exchange import array, bucket, tensor
+from hal_jax.numbers import wide
+from hal_jax.rows import Pages, pages, physical, read
+from hal_jax.tiles import Tiles, tiles
 
-if TYPE_CHECKING:
-    from hal.batch import Batch
-    from hal.cache import KVCache
+__all__ = ["attend"]
 
-TOGETHER = 16
-"""Tokens whose rows are gathered at a time."""
+PIECE = 512  # rows at a time
+
+Seen = tuple[Array, Array]
+"""Keys [n, head_dim], or [queries, n, head_dim] where each query has its own, and who sees them: bool [queries, n]."""
+Merged = tuple[Array, Array, Array]
+"""Largest logit and sum of exponentials [queries, heads], weighted sum of rows [queries, heads, head_dim]."""
+Softmax = Callable[[Array, Seen], Merged]
 
 
 def attend(
@@ -34,89 +42,135 @@ def attend(
     window_size: int,
     ratio: int,
 ) -> tuple[Tensor, Tensor]:
-    """`attn.attend`: q[tokens, heads, head_dim] -> out like q, lse[tokens, heads] float32."""
-    tokens, size = len(q), bucket(len(q))
-    prefix = 0
-    if compressed is not None and rows is None:
-        prefix = bucket(int(batch.visible(ratio).max())) if tokens else bucket(0)
-    out, lse = _attend(
-        padded(q, size),
-        opened(window),
-        None if compressed is None else opened(compressed),
-        None if rows is None else padded(rows, size, -1),
-        None if sink is None else to_jax(sink),
-        padded(batch.positions, size, -1),
-        padded(batch.request, size),
-        padded(batch.slots, bucket(batch.requests)),
-        scale=scale,
-        window_size=window_size,
-        ratio=ratio,
-        prefix=prefix,
+    """`attn.attend`: out [tokens, heads, head_dim] like q, lse float32 [tokens, heads]."""
+    return run(
+        q, window, compressed, rows, sink, batch, scale=scale, window_size=window_size, ratio=ratio, softmax=softmax
     )
-    return to_torch(out)[:tokens], to_torch(lse)[:tokens]
 
 
-Opened = tuple[Rows, Array, Array]
-
-
-@partial(jax.jit, static_argnames=("scale", "window_size", "ratio", "prefix"))
-def _attend(
-    q: Array,
-    window: Opened,
-    compressed: Opened | None,
-    listed: Array | None,
-    sink: Array | None,
-    positions: Array,
-    request: Array,
-    slots: Array,
+def run(
+    q: Tensor,
+    window: KVCache,
+    compressed: KVCache | None,
+    rows: Tensor | None,
+    sink: Tensor | None,
+    batch: Batch,
     *,
     scale: float,
     window_size: int,
     ratio: int,
-    prefix: int,
+    softmax: Softmax,
+) -> tuple[Tensor, Tensor]:
+    """`attend` with a given piece of softmax: the one below, or Pallas's."""
+    count = bucket(batch.tokens)
+    ends = [start + length for start, length in zip(batch.starts, batch.lengths, strict=True)]
+    columns = 0
+    if compressed is not None and rows is None and ratio > 0:
+        columns = bucket(max(ends, default=0) // ratio)
+    out, lse = _attend(
+        array(q, count),
+        tiles(batch),
+        pages(window),
+        pages(compressed) if compressed is not None else None,
+        array(rows, count) if compressed is not None and rows is not None else None,
+        array(torch.full((q.shape[1],), -torch.inf) if sink is None else sink.float()),
+        jnp.float32(scale),
+        layouts=(window.layout, window.layout if compressed is None else compressed.layout),
+        window_size=window_size,
+        ratio=ratio,
+        columns=columns,
+        softmax=softmax,
+    )
+    return tensor(out, batch.tokens), tensor(lse, batch.tokens)
+
+
+@partial(jax.jit, static_argnames=("layouts", "window_size", "ratio", "columns", "softmax"))
+def _attend(
+    q: Array,
+    split: Tiles,
+    window: Pages,
+    compressed: Pages | None,
+    listed: Array | None,
+    sink: Array,
+    scale: Array,
+    *,
+    layouts: tuple[Layout, Layout],
+    window_size: int,
+    ratio: int,
+    columns: int,
+    softmax: Softmax,
 ) -> tuple[Array, Array]:
-    """A padding token has position -1 and sees nothing. The entries of a prefix are decoded once per request."""
-    shared = None
-    if compressed is not None and listed is None:
-        layout, pages, table = compressed
-        entry = jnp.arange(prefix)
-        visible = jax.ops.segment_max(
-            jnp.where(positions >= 0, (positions + 1) // max(ratio, 1), 0), request, slots.shape[0]
-        )
-        at = jax.vmap(lambda slot, seen: jnp.where(entry < seen, physical(layout, table, slot, entry), -1))(
-            slots, visible
-        )
-        shared = lax.map(lambda one: gather(layout, pages, one), at)
+    def tile(at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        token, position, slot = at
+        queries = wide(q[jnp.maximum(token, 0)]) * scale
+        shape = queries.shape
+        merged = (jnp.full(shape[:2], -jnp.inf), jnp.zeros(shape[:2]), jnp.zeros(shape))
 
-    def one(token: tuple[Array, Array, Array, Array | None]) -> tuple[Array, Array]:
-        query, position, which, chosen = token
-        slot = slots[which]
-        layout, pages, table = window
-        near = position - window_size + 1 + jnp.arange(window_size)
-        at = jnp.where(position >= 0, physical(layout, table, slot, near), -1)
-        keys, seen = gather(layout, pages, at), at >= 0
-        if shared is not None:
-            keys = jnp.concatenate([keys, shared[which]])
-            seen = jnp.concatenate([seen, (jnp.arange(prefix) < (position + 1) // ratio) & (position >= 0)])
-        elif compressed is not None and chosen is not None:
-            layout, pages, table = compressed
-            at = physical(layout, table, slot, chosen)
-            keys = jnp.concatenate([keys, gather(layout, pages, at)])
-            seen = jnp.concatenate([seen, at >= 0])
-        return softmax(query.astype(jnp.float32), keys, seen, sink, scale)
+        def meet(merged: Merged, cache: Pages, layout: Layout, row: Array, seen: Array) -> Merged:
+            there = physical(cache, layout, slot, row)
+            used = seen if row.ndim == 2 else seen.any(0)
+            keys = read(cache, layout, jnp.where(used, there, -1))
+            return merge(merged, softmax(queries, (keys, seen)))
 
-    out, lse = lax.map(one, (q, positions, request, listed), batch_size=TOGETHER)
-    return rounded(out, q.dtype).astype(q.dtype), lse
+        real = (token >= 0)[:, None]
+        if window_size:
+            first = jnp.maximum(position[0] - window_size + 1, 0)
+            row = first + jnp.arange(window_size + len(token) - 1)
+            seen = real & (row <= position[:, None]) & (row > position[:, None] - window_size)
+            merged = meet(merged, window, layouts[0], row, seen)
+        if compressed is not None and listed is not None and listed.shape[1]:
+            row = listed[jnp.maximum(token, 0)]
+            merged = meet(merged, compressed, layouts[1], row, real & (row >= 0))
+        elif compressed is not None and columns:
+            size = min(PIECE, columns)
+
+            def piece(merged: Merged, first: Array) -> tuple[Merged, None]:
+                row = first + jnp.arange(size)
+                seen = real & (row < ((position + 1) // ratio)[:, None])
+                return meet(merged, compressed, layouts[1], row, seen), None
+
+            merged, _ = lax.scan(piece, merged, jnp.arange(0, columns, size))
+        return finish(merged, sink)
+
+    out, lse = lax.map(tile, (split.token, split.position, split.slot))
+    out, lse = out.reshape(-1, *out.shape[2:]), lse.reshape(-1, lse.shape[2])
+    return out[split.place].astype(q.dtype), lse[split.place]
 
 
-def softmax(query: Array, keys: Array, seen: Array, sink: Array | None, scale: float) -> tuple[Array, Array]:
-    """`out[heads, dim]` and `lse[heads]` of one token: a softmax over the keys that are seen, which are the values."""
-    score = jnp.where(seen, jnp.matmul(query, keys.T, precision="highest") * scale, -jnp.inf)
-    top = jnp.max(score, -1, initial=-jnp.inf)
-    any_ = jnp.isfinite(top)
-    top = jnp.where(any_, top, 0.0)
-    share = jnp.exp(score - top[:, None])
-    total = share.sum(-1)
-    below = total if sink is None else total + jnp.exp(sink - top)
-    out = jnp.matmul(share, keys, precision="highest") / jnp.where(any_, below, 1.0)[:, None]
-    return jnp.where(any_[:, None], out, 0.0), jnp.where(any_, top + jnp.log(total), jnp.inf)
+def softmax(queries: Array, seen: Seen) -> Merged:
+    """One piece: queries [n, heads, head_dim], scaled, against the keys they see."""
+    keys, mask = seen
+    own = "qkd" if keys.ndim == 3 else "kd"
+    logits = jnp.einsum(f"qhd,{own}->qhk", queries, keys, precision=lax.Precision.HIGHEST)
+    logits = jnp.where(mask[:, None], logits, -jnp.inf)
+    top = logits.max(-1)
+    weights = jnp.where(mask[:, None], jnp.exp(logits - finite(top)[..., None]), 0.0)
+    return top, weights.sum(-1), jnp.einsum(f"qhk,{own}->qhd", weights, keys, precision=lax.Precision.HIGHEST)
+
+
+def finite(top: Array) -> Array:
+    """0 where nothing is seen, so that differences stay numbers."""
+    return jnp.where(top == -jnp.inf, 0.0, top)
+
+
+def merge(one: Merged, other: Merged) -> Merged:
+    """The softmax over both pieces' rows."""
+    top = jnp.maximum(one[0], other[0])
+    left, right = jnp.exp(one[0] - finite(top)), jnp.exp(other[0] - finite(top))
+    return (
+        top,
+        one[1] * left + other[1] * right,
+        one[2] * left[..., None] + other[2] * right[..., None],
+    )
+
+
+def finish(merged: Merged, sink: Array) -> tuple[Array, Array]:
+    """Out with the sink in the denominator, and lse without it; 0 and +inf where nothing is seen."""
+    top, total, summed = merged
+    high = finite(jnp.maximum(top, sink))
+    weight = jnp.exp(top - high)
+    below = total * weight + jnp.exp(sink - high)
+    lonely = total == 0
+    out = summed * (weight / jnp.where(lonely, 1.0, below))[..., None]
+    lse = jnp.where(lonely, jnp.inf, finite(top) + jnp.log(jnp.where(lonely, 1.0, total)))
+    return jnp.where(lonely[..., None], 0.0, out), lse

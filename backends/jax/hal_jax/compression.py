@@ -1,90 +1,148 @@
-"""The compressor in JAX: windows pooled into entries, rows finished and quantised. Caches and states change in torch."""
+"""`attn.compress`, `attn.compress_pool`, `attn.store`: windows of tokens to entries, rows to the bytes of a cache.
+
+XLA computes entries, scores and the codes of rows; torch puts them into states and pages, in place.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import torch
-from jax import Array
+from jax import Array, lax
 from torch import Tensor
 
-from hal_jax.exchange import bucket, padded, to_jax, to_torch
-from hal_jax.numbers import rounded
-from hal_jax.pages import Rows, encoded, opened, write
+from hal.batch import Batch
+from hal.cache import KVCache, StateCache
+from hal.layouts import Layout
+from hal.rope import Rope
+from hal_jax.exchange import array, bucket, platform, tensor
+from hal_jax.numbers import hadamard as transform
+from hal_jax.numbers import product, rounded, wide
+from hal_jax.rotation import cos_sin, rotated
+from hal_jax.rows import encode
 
-if TYPE_CHECKING:
-    from hal.batch import Batch
-    from hal.cache import KVCache, StateCache
-    from hal.rope import Rope
+__all__ = ["compress", "compress_pool", "store"]
+
+_ENTRIES = 64  # pooled at a time
+
+
+class Windows(NamedTuple):
+    """Entries to pool [n]: window, the token of the batch that position 0 of the request would be, slot, start.
+
+    Tokens [m]: position.
+    """
+
+    index: Array
+    shift: Array
+    slot: Array
+    start: Array
+    position: Array
+
+
+def compress(
+    x: Tensor,
+    wkv: Tensor,
+    wgate: Tensor,
+    ape: Tensor,
+    norm: Tensor,
+    rope: Rope,
+    batch: Batch,
+    state: StateCache,
+    cache: KVCache,
+    *,
+    ratio: int,
+    overlap: bool,
+    hadamard: bool,
+    eps: float,
+) -> None:
+    """`attn.compress`: hidden states into entries of `cache`; `state` keeps the tails."""
+    count = bucket(batch.tokens)
+    kv, score = _project(array(x, count), array(wkv), array(wgate))
+    pooled = _pooled(kv, score, ape, batch, state, ratio, overlap)
+    entries = batch.entries(ratio)
+    slots = cache.physical(batch.slots[entries.request], entries.index)
+    _stored(pooled, x.dtype, norm, rope, entries.positions, slots, cache, hadamard, eps)
+
+
+@jax.jit
+def _project(x: Array, wkv: Array, wgate: Array) -> tuple[Array, Array]:
+    return product(wide(x), wide(wkv)), product(wide(x), wide(wgate))
 
 
 def compress_pool(
     kv: Tensor, score: Tensor, ape: Tensor, batch: Batch, state: StateCache, *, ratio: int, overlap: bool
 ) -> Tensor:
-    """`attn.compress_pool`: kv, score [tokens, width] -> entries[entries, head_dim] float32; advances `state`."""
+    """`attn.compress_pool`: float32 [entries, head_dim] in the order of `batch.entries(ratio)`."""
+    count = bucket(batch.tokens)
+    pooled = _pooled(array(kv, count), array(score, count), ape, batch, state, ratio, overlap)
+    return tensor(pooled, len(batch.entries(ratio).index))
+
+
+def _pooled(kv: Array, score: Array, ape: Tensor, batch: Batch, state: StateCache, ratio: int, overlap: bool) -> Array:
+    """Entries of the batch, as many as their bucket has; the state is advanced."""
+    windows = batch.derive(("jax", "windows", ratio, platform()), lambda: _windows(batch, ratio))
+    rows = _rows(kv, score, array(ape), windows.position, ratio)
+    pooled = _pool(rows, array(state.tensor), windows, ratio=ratio, overlap=overlap).block_until_ready()
+    last, slots, row = batch.derive(("jax", "kept", state.tensor.shape[1]), lambda: _kept(batch, state.tensor.shape[1]))
+    state.tensor[slots, row] = tensor(rows)[last]
+    return pooled
+
+
+def _windows(batch: Batch, ratio: int) -> Windows:
     entries = batch.entries(ratio)
-    count, size = len(entries.index), bucket(len(entries.index))
-    tokens = bucket(len(kv))
-    score = score + ape[batch.positions % ratio]
     starts = torch.tensor(batch.starts, dtype=torch.int64)
-    out = _pool(
-        padded(kv, tokens),
-        padded(score, tokens),
-        to_jax(state.tensor),
-        padded(entries.index, size),
-        padded(batch.slots[entries.request], size),
-        padded(starts[entries.request], size),
-        padded(batch.cu_seqlens[entries.request], size),
-        ratio=ratio,
-        overlap=overlap,
+    shift = batch.cu_seqlens[:-1].long() - starts
+    count = bucket(len(entries.index))
+    return Windows(
+        array(entries.index, count),
+        array(shift[entries.request], count),
+        array(batch.slots[entries.request], count),
+        array(starts[entries.request], count),
+        array(batch.positions, bucket(batch.tokens)),
     )
-    found = to_torch(out)[:count].clone()  # before the state, which it may share memory with, moves on
-    _advance(kv, score, batch, state, ratio, overlap)
-    return found
+
+
+def _kept(batch: Batch, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens that the state keeps, the last `rows` of each request: which, their slots, their rows."""
+    ends = [start + length for start, length in zip(batch.starts, batch.lengths, strict=True)]
+    first = torch.tensor(ends, dtype=torch.int64) - rows
+    last = (batch.positions >= first[batch.request]).nonzero().squeeze(1)
+    return last, batch.slots[batch.request[last]], batch.positions[last] % rows
+
+
+@partial(jax.jit, static_argnames="ratio")
+def _rows(kv: Array, score: Array, ape: Array, position: Array, ratio: int) -> Array:
+    """What the state holds of each token: its value, its score with ape."""
+    return jnp.concatenate([kv, score + ape[position % ratio]], -1)
 
 
 @partial(jax.jit, static_argnames=("ratio", "overlap"))
-def _pool(
-    kv: Array,
-    score: Array,
-    state: Array,
-    index: Array,
-    slot: Array,
-    start: Array,
-    first: Array,
-    *,
-    ratio: int,
-    overlap: bool,
-) -> Array:
-    """`[entries, dim]`: per channel, a softmax over a window's tokens; with overlap the previous window's come first."""
-    halves = 2 if overlap else 1
-    dim, kept = kv.shape[1] // halves, state.shape[1]
-    values, weights = [], []
-    for half in range(halves):
-        position = (index * ratio - (halves - 1 - half) * ratio)[:, None] + jnp.arange(ratio)
-        fresh = position >= start[:, None]
-        at = jnp.where(fresh, first[:, None] + position - start[:, None], 0)
-        old = state[slot[:, None], jnp.where(fresh, 0, position % kept)]
-        own = slice(half * dim, (half + 1) * dim)
-        held = slice(kv.shape[1] + half * dim, kv.shape[1] + (half + 1) * dim)
-        new = fresh[..., None]
-        exists = (position >= 0)[..., None]
-        values.append(jnp.where(exists, jnp.where(new, kv[at][..., own], old[..., own]), 0.0))
-        weights.append(jnp.where(exists, jnp.where(new, score[at][..., own], old[..., held]), -jnp.inf))
-    share = jax.nn.softmax(jnp.concatenate(weights, 1), axis=1)
-    return (share * jnp.concatenate(values, 1)).sum(1)
+def _pool(rows: Array, state: Array, windows: Windows, *, ratio: int, overlap: bool) -> Array:
+    width = rows.shape[-1] // 2
+    head_dim = width // (1 + overlap)
 
+    def window(index: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        """Values and scores [ratio, width] of a window's tokens, from the batch or the state; none before window 0."""
+        shift, slot, start = at
+        position = index * ratio + jnp.arange(ratio)
+        new = rows[jnp.clip(position + shift, 0, rows.shape[0] - 1)]
+        found = jnp.where((position >= start)[:, None], new, state[slot, position % state.shape[1]])
+        there = index >= 0
+        return jnp.where(there, found[:, :width], 0.0), jnp.where(there, found[:, width:], -jnp.inf)
 
-def _advance(kv: Tensor, score: Tensor, batch: Batch, state: StateCache, ratio: int, overlap: bool) -> None:
-    """Keep the tokens behind each request's last complete window, and with overlap that window's."""
-    ends = [start + length for start, length in zip(batch.starts, batch.lengths, strict=True)]
-    since = torch.tensor([end // ratio * ratio - ratio * overlap for end in ends], dtype=torch.int64)
-    live = batch.positions >= since[batch.request]
-    place = batch.slots[batch.request[live]], batch.positions[live] % state.tensor.shape[1]
-    state.tensor[place] = torch.cat([kv, score], -1)[live].to(state.tensor.dtype)
+    def entry(at: tuple[Array, Array, Array, Array]) -> Array:
+        index, *rest = at
+        values, scores = window(index, tuple(rest))
+        if overlap:
+            before = window(index - 1, tuple(rest))
+            values = jnp.concatenate([before[0][:, :head_dim], values[:, head_dim:]])
+            scores = jnp.concatenate([before[1][:, :head_dim], scores[:, head_dim:]])
+        return (jax.nn.softmax(scores, axis=0) * values).sum(0)
+
+    return lax.map(entry, (windows.index, windows.shift, windows.slot, windows.start), batch_size=_ENTRIES)
 
 
 def store(
@@ -98,47 +156,65 @@ def store(
     hadamard: bool,
     eps: float,
 ) -> None:
-    """`attn.store`: values[rows, head_dim] through norm, RoPE, Hadamard and the layout's quantiser, into its pages."""
-    kept = (slots >= 0).nonzero().squeeze(1)
-    size = bucket(len(values))
-    cos, sin = rope.cos_sin(positions)
-    fields = _finish(
-        padded(values, size),
-        None if norm is None else to_jax(norm),
-        padded(cos, size),
-        padded(sin, size),
-        opened(cache)[0],
+    """`attn.store`: values [rows, head_dim] normed, rotated, transformed, quantised, into physical rows; not -1."""
+    _stored(array(values, bucket(len(values))), values.dtype, norm, rope, positions, slots, cache, hadamard, eps)
+
+
+def _stored(
+    values: Array,
+    dtype: torch.dtype,
+    norm: Tensor | None,
+    rope: Rope,
+    positions: Tensor,
+    slots: Tensor,
+    cache: KVCache,
+    hadamard: bool,
+    eps: float,
+) -> None:
+    """`store` of an array that has a bucket's length."""
+    coded = _coded(
+        values,
+        array(norm) if norm is not None else None,
+        cos_sin(rope, positions),
+        jnp.float32(eps),
+        layout=cache.layout,
+        dtype=str(dtype).removeprefix("torch."),
         hadamard=hadamard,
-        eps=eps,
     )
-    write(cache, fields, kept, slots[kept])
+    kept = (slots >= 0).nonzero().squeeze(1)
+    size = cache.layout.block_size
+    place = slots[kept] // size, slots[kept] % size
+    for field, view in _views(cache).items():
+        view[place] = tensor(coded[field])[kept]
 
 
-@partial(jax.jit, static_argnames=("hadamard", "eps"))
-def _finish(
-    values: Array, norm: Array | None, cos: Array, sin: Array, rows: Rows, *, hadamard: bool, eps: float
+@partial(jax.jit, static_argnames=("layout", "dtype", "hadamard"))
+def _coded(
+    values: Array,
+    norm: Array | None,
+    turns: tuple[Array, Array],
+    eps: Array,
+    *,
+    layout: Layout,
+    dtype: str,
+    hadamard: bool,
 ) -> dict[str, Array]:
-    """Every step rounds to the model's type."""
-    x, dtype = values.astype(jnp.float32), values.dtype
+    row = rounded(wide(values), dtype)
     if norm is not None:
-        root = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-        x = rounded(norm.astype(jnp.float32) * x * root, dtype)
-    still, turning = x[:, : x.shape[1] - 2 * cos.shape[1]], x[:, x.shape[1] - 2 * cos.shape[1] :]
-    even, odd = turning[:, ::2], turning[:, 1::2]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(turning.shape)
-    x = jnp.concatenate([still, rounded(turned, dtype)], -1)
+        row = rounded(wide(norm) * row * lax.rsqrt((row * row).mean(-1, keepdims=True) + eps), dtype)
+    row = rounded(rotated(row, *turns), dtype)
     if hadamard:
-        x = rounded(transform(x), dtype)
-    return encoded(rows, x)
+        row = rounded(transform(row), dtype)
+    return encode(layout, row)
 
 
-def transform(x: Array) -> Array:
-    """Orthonormal Hadamard transform of the last dimension, by butterflies."""
-    width = x.shape[-1]
-    half = 1
-    while half < width:
-        pair = x.reshape(*x.shape[:-1], -1, 2, half)
-        low, high = pair[..., 0, :], pair[..., 1, :]
-        x = jnp.stack([low + high, low - high], -2).reshape(x.shape)
-        half *= 2
-    return x * width**-0.5
+def _views(cache: KVCache) -> dict[str, Tensor]:
+    """Every field of every row, [blocks, block_size, bytes], or the values where rows are plain."""
+    data, layout = cache.pages, cache.layout
+    if data.dtype != torch.uint8:
+        return {"values": data}
+    shape, apart, start = (len(data), layout.block_size), data.stride(0), data.storage_offset()
+    return {
+        field.name: data.as_strided((*shape, field.bytes), (apart, field.stride, 1), start + field.offset)
+        for field in layout.sizes.fields
+    }

@@ -1,95 +1,105 @@
-"""Tensors between torch and JAX: shared through DLPack where memory allows, copied and counted where it does not.
+"""Tensors to XLA and back: the same memory where DLPack can say so, a counted copy where it cannot.
 
-Index tensors are int64 in hal and int32 here: JAX's 64-bit mode is a global switch of the user's process, and no index
-of a call passes 2**31.
+torch owns every argument, cache and result; XLA computes. A torch tensor on the host becomes a `jax.Array` over the
+same bytes if it is contiguous and starts at a multiple of 64 bytes (XLA's rule). Results come back without a copy.
+Kernels that write caches write with torch, so no array is ever aliased to memory that XLA writes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import torch
-from jax import Array
 from torch import Tensor
 
-__all__ = ["bucket", "copies", "like", "padded", "to_jax", "to_torch"]
+__all__ = ["COPIES", "array", "bucket", "on", "platform", "tensor"]
 
-ALIGNED = 64
-"""Bytes to which XLA wants a buffer aligned that it does not copy."""
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-SMALLEST = 8
+COPIES: Counter[str] = Counter()
+"""Bytes copied on the way to XLA and back, by reason; tests read and clear it."""
 
-BYTES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
-"""Types that DLPack does not carry; their bytes travel."""
-
-_copied = {"tensors": 0, "bytes": 0}
-
-
-def copies() -> dict[str, int]:
-    """How many tensors, and bytes, were copied on their way since the process began."""
-    return dict(_copied)
+_ALIGNED = 64
+_PLATFORM: ContextVar[str] = ContextVar("hal_jax platform", default="cpu")
+_BYTES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
 
 
-def bucket(length: int) -> int:
-    """The padded length: the next power of two, at least 8."""
-    return max(SMALLEST, 1 << max(0, length - 1).bit_length())
+def bucket(count: int) -> int:
+    """The power of two that is no less than `count`, at least 1: how many rows an array of `count` rows is given."""
+    return 1 << max(0, count - 1).bit_length()
 
 
-def to_jax(tensor: Tensor) -> Array:
-    """A tensor as an array of the same memory, unless type, strides, alignment or device ask for a copy."""
-    tensor = tensor.detach()
-    if tensor.dtype in BYTES:
-        tensor = tensor.view(torch.uint8)
-    if tensor.dtype == torch.int64:
-        tensor = _count(tensor.to(torch.int32))
-    if not tensor.is_contiguous() or tensor.data_ptr() % ALIGNED or not tensor.numel():
-        tensor = _count(tensor.clone(memory_format=torch.contiguous_format))
-    array = jax.dlpack.from_dlpack(tensor)
-    if jax.default_backend() != "cpu":
-        _count(tensor)
-        array = jax.device_put(array, jax.devices()[0])
-    return array
+def platform() -> str:
+    """XLA's name of the platform that the running kernel is for."""
+    return _PLATFORM.get()
 
 
-def padded(tensor: Tensor, rows: int, fill: float = 0) -> Array:
-    """A tensor with its first dimension padded to `rows`."""
-    missing = rows - tensor.shape[0]
-    if missing:
-        tensor = tensor.detach()
-        if tensor.dtype in BYTES:
-            tensor = tensor.view(torch.uint8)
-        tensor = _count(torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), fill)]))
-    return to_jax(tensor)
+@contextmanager
+def _entered(name: str) -> Iterator[None]:
+    before = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(before)
 
 
-def to_torch(array: Array, dtype: torch.dtype | None = None) -> Tensor:
-    """An array as a tensor of the same memory; from another device than the host, a copy.
+def on(name: str, function: Function) -> Function:
+    """`function` on the platform `name`: its arrays go there."""
+
+    @wraps(function)
+    def there(*arguments: Any, **attributes: Any) -> Any:
+        with _entered(name):
+            return function(*arguments, **attributes)
+
+    return there  # type: ignore[return-value]
+
+
+def array(x: Tensor, rows: int | None = None) -> jax.Array:
+    """`x` as an array on the kernel's platform; 8-bit floats as their bytes, int64 as int32.
 
     Args:
-        dtype: what the bytes stand for (FP8), or int64 for indices.
+        rows: length of the first dimension; zeros are appended up to it.
     """
-    if jax.default_backend() != "cpu":
-        array = jax.device_put(array, jax.devices("cpu")[0])
-    tensor = torch.from_dlpack(array)
-    if jax.default_backend() != "cpu":
-        _count(tensor)
-    if dtype in BYTES:
-        return tensor.view(dtype)
-    return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
+    x = x.detach()
+    if x.dtype in _BYTES:
+        x = _bytes(x)
+    if x.dtype == torch.int64:
+        COPIES["int64"] += x.nbytes // 2
+        x = x.to(torch.int32)
+    if rows is not None and rows != len(x):
+        COPIES["bucket"] += x.nbytes
+        padded = x.new_zeros(rows, *x.shape[1:])
+        padded[: len(x)] = x
+        x = padded
+    if not x.is_contiguous():
+        COPIES["strides"] += x.nbytes
+        x = x.contiguous()
+    if x.data_ptr() % _ALIGNED and x.nbytes:
+        COPIES["alignment"] += x.nbytes
+        x = x.clone()
+    there = jax.dlpack.from_dlpack(x)
+    if platform() != "cpu":
+        COPIES["device"] += x.nbytes
+        there = jax.device_put(there, jax.devices(platform())[0])
+    return there
 
 
-def like(dtype: torch.dtype) -> Any:
-    """JAX's name of a float type."""
-    return {
-        torch.bfloat16: jax.numpy.bfloat16,
-        torch.float16: np.float16,
-        torch.float32: np.float32,
-    }[dtype]
+def _bytes(x: Tensor) -> Tensor:
+    """8-bit floats as uint8, whatever their strides."""
+    return x.view(torch.uint8)
 
 
-def _count(tensor: Tensor) -> Tensor:
-    _copied["tensors"] += 1
-    _copied["bytes"] += tensor.nbytes
-    return tensor
+def tensor(x: jax.Array, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """The array as a tensor on the host, when it is computed: its first `rows` rows, its bytes as `dtype`."""
+    if platform() != "cpu":
+        COPIES["device"] += x.nbytes
+        x = jax.device_put(x, jax.devices("cpu")[0])
+    out = torch.from_dlpack(x.block_until_ready())
+    out = out if rows is None else out[:rows]
+    return out if dtype is None or dtype == out.dtype else out.view(dtype)

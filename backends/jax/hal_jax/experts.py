@@ -1,9 +1,12 @@
-"""The mixture of experts in JAX: a scan over the experts that have rows."""
+"""The mixture of experts: `moe.route`, `moe.dispatch`, `moe.experts`, `moe.combine`, `moe.ffn`.
+
+Rows sorted by expert become tiles of equally many rows, each of one expert, so that shapes depend on buckets only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +15,26 @@ from jax import Array, lax
 from torch import Tensor
 
 from hal.dispatched import Dispatched
-from hal.distributed import Exchange
-from hal_jax import numbers
-from hal_jax.exchange import bucket, like, padded, to_jax, to_torch
-from hal_jax.matmul import codes_of
+from hal.distributed import Exchange, Group
+from hal.errors import ContractError
+from hal.formats import PackedWeight
+from hal_jax.exchange import array, bucket, tensor
+from hal_jax.matmul import Stored, quantize, stored
+from hal_jax.numbers import decode_rows, decode_weight, product, rounded, simulated, wide
 
-if TYPE_CHECKING:
-    from hal.distributed import Group
-    from hal.formats import PackedWeight
+__all__ = ["combine", "dispatch", "experts", "ffn", "route"]
 
-EPSILON = 1e-20
+_EPSILON = 1e-20  # keeps vanishing scores from dividing by zero; as transformers and TileKernels
+_ROWS = 64  # of a tile, at most
+
+Expert = Callable[[Array, Array, Array, Array, Array, str, str], Array]
+"""Rows [n, hidden], routing weights [n], w13, w2, clamp, model dtype, activation -> rows [n, hidden]."""
+
+_SCORES = {
+    "sqrtsoftplus": lambda logits: jnp.sqrt(jnp.logaddexp(logits, 0.0)),
+    "sigmoid": jax.nn.sigmoid,
+    "softmax": jax.nn.softmax,
+}
 
 
 def route(
@@ -34,180 +47,189 @@ def route(
     scoring: str,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """`moe.route`: logits[tokens, experts] -> weights[tokens, top_k] float32, expert_ids[tokens, top_k] int32."""
-    tokens, size = len(logits), bucket(len(logits))
-    given = table is not None and token_ids is not None
+    """`moe.route`: weights float32 and expert ids int32, both [tokens, top_k], best first."""
+    count = bucket(len(logits))
+    chosen = None if table is None or token_ids is None else array(table[token_ids], count)
     weights, ids = _route(
-        padded(logits.float(), size),
-        None if bias is None else to_jax(bias),
-        padded(table[token_ids], size) if given else None,
+        array(logits, count),
+        array(bias) if bias is not None else None,
+        chosen,
+        jnp.float32(scale),
         top_k=top_k,
         scoring=scoring,
-        scale=scale,
     )
-    return to_torch(weights)[:tokens], to_torch(ids)[:tokens]
+    return tensor(weights, len(logits)), tensor(ids, len(logits))
 
 
-@partial(jax.jit, static_argnames=("top_k", "scoring", "scale"))
+@partial(jax.jit, static_argnames=("top_k", "scoring"))
 def _route(
-    logits: Array, bias: Array | None, given: Array | None, *, top_k: int, scoring: str, scale: float
+    logits: Array, bias: Array | None, chosen: Array | None, scale: Array, *, top_k: int, scoring: str
 ) -> tuple[Array, Array]:
-    if scoring == "sqrtsoftplus":
-        scores = jnp.sqrt(jnp.logaddexp(logits, 0.0))
-    else:
-        scores = jax.nn.sigmoid(logits) if scoring == "sigmoid" else jax.nn.softmax(logits, -1)
-    keys = scores if bias is None else scores + bias
-    ids = given if given is not None else jnp.argsort(-keys, -1, stable=True)[:, :top_k].astype(jnp.int32)
-    weights = jnp.take_along_axis(scores, ids, 1)
-    return weights / (weights.sum(-1, keepdims=True) + EPSILON) * scale, ids
+    scores = _SCORES[scoring](logits)
+    if chosen is None:
+        keys = scores if bias is None else scores + bias
+        chosen = lax.top_k(jnp.where(keys == 0, 0.0, keys), top_k)[1]  # -0 is below 0 in XLA's order
+    weights = jnp.take_along_axis(scores, chosen, -1)
+    return weights / (weights.sum(-1, keepdims=True) + _EPSILON) * scale, chosen + 0
 
 
 def dispatch(
     x: Tensor, expert_ids: Tensor, weights: Tensor, group: Group | None, *, experts: int, activation: str
 ) -> Dispatched:
-    """`moe.dispatch`: x[tokens, hidden] -> rows sorted by expert, quantised once; over a group they travel in torch.
-
-    Rows of unused slots lie behind those of all experts.
-    """
+    """`moe.dispatch`: rows sorted by expert, quantised; over a group by hal's own exchange."""
     tokens, top_k = expert_ids.shape
-    size = bucket(tokens)
-    codes, scales, place, order, counts = _dispatch(
-        padded(x, size), padded(expert_ids, size, -1), experts=experts, activation=activation
-    )
-    used = to_torch(counts, torch.int64)
-    back = to_torch(place, torch.int64)[:tokens]
-    kept = int(used.sum())
-    sent = to_torch(order, torch.int64)[:kept]
-    rows, factors = to_torch(codes)[sent // max(1, top_k)], weights.flatten()[sent]
-    rows = rows.view(torch.float8_e4m3fn) if activation.startswith("e4m3") else rows
-    taken = None if scales is None else to_torch(scales)[sent // max(1, top_k)]
-    if taken is not None and activation != "int8_token":
-        taken = taken.view(torch.float8_e8m0fnu)
-    route = None
+    used = int((expert_ids >= 0).sum())
+    codes, scales = (x, None) if activation == "none" else quantize(x, activation=activation)
+    padded = torch.full((bucket(tokens), top_k), -1, dtype=torch.int32)
+    padded[:tokens] = expert_ids
+    order, counts, index = (tensor(out) for out in _sorted(array(padded), experts=experts))
+    order, counts, index = order[:used].long(), counts.long(), index[:tokens].long()
+    token = order // max(top_k, 1)
+    rows, factors, way = codes[token], weights.flatten()[order], None
+    scales = None if scales is None else scales[token]
     if group is not None:
-        route = Exchange.plan(group, used)
-        rows, factors = route.forward(rows), route.forward(factors)
-        taken = None if taken is None else route.forward(taken)
-        used = route.counts
-    return Dispatched(rows, taken, activation, factors, used, back, tokens, top_k, x.dtype, route=route)
+        way = Exchange.plan(group, counts)
+        rows, factors = way.forward(rows), way.forward(factors)
+        scales = None if scales is None else way.forward(scales)
+        counts = way.counts
+    return Dispatched(rows, scales, activation, factors, counts, index, tokens, top_k, x.dtype, route=way)
 
 
-@partial(jax.jit, static_argnames=("experts", "activation"))
-def _dispatch(
-    x: Array, ids: Array, *, experts: int, activation: str
-) -> tuple[Array, Array | None, Array, Array, Array]:
-    """Codes and scales per token; each slot's row, the slots in the order of rows, and rows per expert."""
-    flat = ids.reshape(-1)
-    keys = jnp.where(flat >= 0, flat, experts)
-    order = jnp.argsort(keys, stable=True)
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
-    counts = jnp.zeros(experts + 1, jnp.int32).at[keys].add(1)[:experts]
-    back = jnp.where(flat >= 0, place, -1).reshape(ids.shape)
-    if activation == "none":
-        return x, None, back, order, counts
-    return *numbers.quantize(x.astype(jnp.float32), activation), back, order, counts
+@partial(jax.jit, static_argnames="experts")
+def _sorted(ids: Array, *, experts: int) -> tuple[Array, Array, Array]:
+    """Slots in order of their expert, used ones first; rows of each expert; the row of each slot or -1."""
+    flat = jnp.where(ids < 0, experts, ids).reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    rows = jnp.zeros_like(flat).at[order].set(jnp.arange(flat.size, dtype=flat.dtype))
+    counts = jnp.bincount(flat, length=experts + 1)[:experts]
+    return order, counts, jnp.where(flat < experts, rows, -1).reshape(ids.shape)
 
 
 def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
-    """`moe.experts`: rows of every local expert through it, [rows, hidden] in the model's dtype."""
-    counts, starts = dispatched.counts.cpu(), dispatched.offsets().cpu()
-    busy = counts.nonzero().squeeze(1)
-    most, rows = bucket(int(counts.max()) if len(counts) else 0), len(dispatched.rows)
-    size, many = bucket(rows) + most, bucket(len(busy))
-    out = _experts(
-        padded(dispatched.rows, size),
-        None if dispatched.scales is None else padded(dispatched.scales.contiguous(), size),
-        padded(dispatched.weights, size),
-        codes_of(w13),
-        codes_of(w2),
-        padded(busy, many),
-        padded(starts[busy], many),
-        padded(counts[busy], many),
+    """`moe.experts`: [rows, hidden] in the model's dtype; padding rows are zero."""
+    return run_experts(dispatched, w13, w2, clamp=clamp, activation=activation, expert=one_expert)
+
+
+def run_experts(
+    dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str, expert: Expert
+) -> Tensor:
+    """`experts` with a given pair of products: the one below, or Pallas's."""
+    counts, offsets = dispatched.counts.tolist(), dispatched.offsets().tolist()
+    number = len(dispatched.rows)
+    size = min(_ROWS, bucket(max(counts, default=0)))
+    tiles = [(e, o + i, min(size, c - i)) for e, (o, c) in enumerate(zip(offsets, counts, strict=True))
+             for i in range(0, c, size)]  # fmt: skip
+    owner = torch.zeros(bucket(len(tiles)), dtype=torch.int32)
+    rows = torch.full((len(owner), size), bucket(number), dtype=torch.int32)
+    for tile, (number_of, first, count) in enumerate(tiles):
+        owner[tile] = number_of
+        rows[tile, :count] = torch.arange(first, first + count, dtype=torch.int32)
+    length = bucket(number)
+    done = _experts(
+        array(dispatched.rows, length),
+        array(dispatched.scales, length) if dispatched.scales is not None else None,
+        array(dispatched.weights, length),
+        array(owner),
+        array(rows),
+        stored(w13),
+        stored(w2),
+        jnp.float32(clamp),
         schemes=(w13.scheme, w2.scheme),
-        source=dispatched.activation,
+        sent=dispatched.activation,
         activation=activation,
-        clamp=clamp,
-        most=most,
-        dtype=like(dispatched.dtype),
+        dtype=str(dispatched.dtype).removeprefix("torch."),
+        expert=expert,
     )
-    return to_torch(out)[:rows]
+    return tensor(done, number)
 
 
-@partial(jax.jit, static_argnames=("schemes", "source", "activation", "clamp", "most", "dtype"))
+@partial(jax.jit, static_argnames=("schemes", "sent", "activation", "dtype", "expert"))
 def _experts(
-    rows: Array,
+    codes: Array,
     scales: Array | None,
     weights: Array,
-    w13: tuple[Array, Array | None],
-    w2: tuple[Array, Array | None],
-    busy: Array,
-    starts: Array,
-    counts: Array,
+    owner: Array,
+    rows: Array,
+    w13: Stored,
+    w2: Stored,
+    clamp: Array,
     *,
     schemes: tuple[str, str],
-    source: str,
+    sent: str,
     activation: str,
-    clamp: float,
-    most: int,
-    dtype: type,
+    dtype: str,
+    expert: Expert,
 ) -> Array:
-    hidden = w2[0].shape[1]
+    def tile(at: tuple[Array, Array]) -> Array:
+        number, row = at
+        within = jnp.minimum(row, codes.shape[0] - 1)
+        x = decode_rows(codes[within], None if scales is None else scales[within], sent)
+        x = jnp.where((row < codes.shape[0])[:, None], x, 0.0)
+        factor = jnp.where(row < codes.shape[0], weights[within], 0.0)
+        up, down = (
+            decode_weight(weight.codes[number], None if weight.scales is None else weight.scales[number], scheme)
+            for weight, scheme in zip((w13, w2), schemes, strict=True)
+        )
+        return expert(x, factor, up, down, clamp, dtype, activation).astype(dtype)
 
-    def one(out: Array, job: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        expert, start, count = job
-
-        def at(array: Array) -> Array:
-            return lax.dynamic_slice_in_dim(array, start, most)
-
-        mine = (jnp.arange(most) < count)[:, None]
-        x = numbers.dequantize(at(rows), None if scales is None else at(scales), source)
-        x = jnp.where(mine, x, 0.0)
-        both = jnp.matmul(x, _of(w13, expert, schemes[0]).T, precision="highest")
-        inner = gated(both, at(weights), clamp, dtype)
-        y = jnp.matmul(numbers.simulate(inner, activation), _of(w2, expert, schemes[1]).T, precision="highest")
-        y = jnp.where(mine, numbers.rounded(y, dtype).astype(dtype), at(out))
-        return lax.dynamic_update_slice_in_dim(out, y, start, 0), None
-
-    blank = jnp.zeros((rows.shape[0], hidden), dtype)
-    return lax.scan(one, blank, (busy, starts, counts))[0]
+    done = lax.map(tile, (owner, rows))
+    out = jnp.zeros((codes.shape[0], done.shape[-1]), done.dtype)
+    return out.at[rows.reshape(-1)].set(done.reshape(-1, done.shape[-1]), mode="drop")
 
 
-def _of(weight: tuple[Array, Array | None], expert: Array, scheme: str) -> Array:
-    codes, scales = weight
-    return numbers.matrix(codes[expert], None if scales is None else scales[expert], scheme)
+def one_expert(x: Array, factor: Array, w13: Array, w2: Array, clamp: Array, dtype: str, activation: str) -> Array:
+    """Some rows of one expert."""
+    gate, up = jnp.split(product(x, w13), 2, -1)
+    return product(between(gate, up, factor, clamp, dtype, activation), w2)
 
 
-def gated(both: Array, weights: Array, clamp: float, dtype: type) -> Array:
-    """silu(gate) * up * weight, clamped, in float32 and rounded once: `both[rows, 2 * inter]` -> `[rows, inter]`."""
-    gate, up = jnp.split(both, 2, -1)
-    gate, up = jnp.minimum(gate, clamp), jnp.clip(up, -clamp, clamp)
-    return numbers.rounded(jax.nn.silu(gate) * up * weights[:, None], dtype)
+def between(gate: Array, up: Array, factor: Array, clamp: Array, dtype: str, activation: str) -> Array:
+    """What the second product gets: the clamped SwiGLU times the routing weight, rounded, quantised."""
+    inner = jax.nn.silu(jnp.minimum(gate, clamp)) * jnp.clip(up, -clamp, clamp) * factor[:, None]
+    return simulated(rounded(inner, dtype), activation)
 
 
 def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Tensor:
-    """`moe.combine`: a token's rows summed in float32 in slot order, then `residual`, rounded once.
-
-    Raises:
-        TypeError: another backend's dispatch sent the rows out.
-    """
+    """`moe.combine`: a token's rows summed in float32 in slot order, then the residual, rounded once."""
     if dispatched.route is not None:
         if not isinstance(dispatched.route, Exchange):
-            raise TypeError(f"rows went out by {type(dispatched.route).__name__}; only its own combine returns them")
+            raise ContractError(
+                f"rows were dispatched with a way back of type {type(dispatched.route).__name__}",
+                where="moe.combine of jax",
+                fix="take dispatch and combine of one backend",
+            )
         rows = dispatched.route.backward(rows)
-    tokens, size = dispatched.tokens, bucket(dispatched.tokens)
-    y = _combine(
-        padded(rows, bucket(len(rows))),
-        padded(dispatched.index, size, -1),
-        None if residual is None else padded(residual, size),
-    )
-    return to_torch(y)[:tokens]
+    count = bucket(dispatched.tokens)
+    padded = torch.full((count, dispatched.top_k), -1, dtype=torch.int32)
+    padded[: dispatched.tokens] = dispatched.index
+    extra = array(residual, count) if residual is not None else None
+    return tensor(_combine(array(rows, bucket(len(rows))), array(padded), extra), dispatched.tokens)
 
 
 @jax.jit
 def _combine(rows: Array, index: Array, residual: Array | None) -> Array:
-    total = jnp.zeros((index.shape[0], rows.shape[1]), jnp.float32)
-    for slot in range(index.shape[1]):
-        which = index[:, slot]
-        total += jnp.where((which >= 0)[:, None], rows[jnp.maximum(which, 0)].astype(jnp.float32), 0.0)
-    total = total if residual is None else total + residual.astype(jnp.float32)
-    return numbers.rounded(total, rows.dtype).astype(rows.dtype)
+    total = jnp.zeros((index.shape[0], rows.shape[1]))
+    for slot in index.T:
+        total = total + jnp.where((slot >= 0)[:, None], wide(rows[jnp.maximum(slot, 0)]), 0.0)
+    return (total if residual is None else total + wide(residual)).astype(rows.dtype)
+
+
+def ffn(
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w13: PackedWeight,
+    w2: PackedWeight,
+    residual: Tensor | None,
+    group: Group | None,
+    *,
+    experts: int,
+    clamp: float,
+    activation: str,
+) -> Tensor:
+    """`moe.ffn`: the three in a row."""
+    sent = dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
+    return combine(_run(sent, w13, w2, clamp=clamp, activation=activation), sent, residual)
+
+
+_run = experts  # `ffn` has an attribute of this name

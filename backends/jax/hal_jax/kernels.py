@@ -1,79 +1,80 @@
-"""What each kernel serves. The conformance suite makes its cases from these lines."""
+"""Declarations: what each kernel serves. The conformance suite makes its cases from these lines."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from hal.constraints import Constraint, attribute, dtype, layout
 from hal.kernel import Kernel
+from hal.target import Target
 from hal_jax.layouts import ACTIVATIONS, CACHES, DTYPES, INDEX, WEIGHTS
 
-STORED = tuple(dict.fromkeys((*CACHES, *INDEX)))
+_STORED = tuple(dict.fromkeys((*CACHES, *INDEX)))
+_KEYS = tuple(dict.fromkeys((*INDEX, *CACHES)))
 
 
-def _kernel(contract: str, module: str, *constraints: Constraint, notes: str, **flags: Any) -> Kernel:
-    name = contract.split(".")[1]
-    code = f"hal_jax.{module}:{name}"
-    return Kernel(f"jax.{name}", contract, code, constraints, host_sync=True, notes=notes, **flags)
+def _floats(*arguments: str) -> list[Constraint]:
+    return [dtype(argument).one_of(*DTYPES) for argument in arguments]
 
 
-ACTIVATION = attribute("activation").one_of(*ACTIVATIONS)
+def _weights(*arguments: str) -> list[Constraint]:
+    return [layout(argument).one_of(*WEIGHTS) for argument in arguments]
 
-KERNELS = (
-    _kernel(
-        "attn.attend",
+
+_ACTIVATION = attribute("activation").one_of(*ACTIVATIONS)
+
+_DECLARED: dict[str, tuple[str, list[Constraint], str]] = {
+    "attn.attend": (
         "attention",
-        dtype("q").one_of(*DTYPES),
-        layout("window").one_of(*CACHES),
-        layout("compressed").one_of(*CACHES),
-        notes="Rows of 16 tokens at a time; a prefix is decoded once per request.",
+        [*_floats("q"), layout("window").one_of(*CACHES), layout("compressed").one_of(*CACHES)],
+        "Tiles of 16 queries; rows are gathered and decoded in pieces whose softmaxes merge.",
     ),
-    _kernel(
-        "attn.index_scores",
+    "attn.select": (
         "selection",
-        dtype("q").one_of(*DTYPES),
-        dtype("weights").one_of(*DTYPES),
-        layout("cache").one_of(*INDEX),
-        notes="A request's entries are decoded once.",
+        [*_floats("q", "weights"), layout("cache").one_of(*_KEYS)],
+        "Scores of a tile of queries, then lax.top_k.",
     ),
-    _kernel("attn.compress_pool", "compression", notes="All windows at once; the state changes in torch."),
-    _kernel(
-        "attn.store",
+    "attn.index_scores": (
+        "selection",
+        [*_floats("q", "weights"), layout("cache").one_of(*_KEYS)],
+        "One head at a time.",
+    ),
+    "attn.compress": (
         "compression",
-        dtype("values").one_of(*DTYPES),
-        layout("cache").one_of(*STORED),
-        notes="Norm, RoPE, Hadamard and quantiser in one program; bytes are written in torch.",
+        [*_floats("x"), layout("cache").one_of(*_STORED)],
+        "Codes in XLA, written into pages and state by torch.",
     ),
-    _kernel("moe.route", "experts", notes="A stable sort per token."),
-    _kernel(
-        "moe.dispatch",
-        "experts",
-        dtype("x").one_of(*DTYPES),
-        ACTIVATION,
-        notes="Sorted by expert, quantised once; over a group rows travel in torch.",
+    "attn.compress_pool": ("compression", [], "Entries in pieces of 64; torch writes the state."),
+    "attn.store": (
+        "compression",
+        [*_floats("values"), layout("cache").one_of(*_STORED)],
+        "Codes in XLA, written into pages by torch.",
     ),
-    _kernel(
-        "moe.experts",
-        "experts",
-        layout("w13").one_of(*WEIGHTS),
-        layout("w2").one_of(*WEIGHTS),
-        ACTIVATION,
-        notes="A scan over the experts that have rows.",
-    ),
-    _kernel("moe.combine", "experts", dtype("rows").one_of(*DTYPES), notes="Float32 sums in slot order."),
-    _kernel(
-        "quant.quantize",
+    "moe.route": ("experts", [], "lax.top_k, ties to the lowest expert."),
+    "moe.dispatch": ("experts", [*_floats("x"), _ACTIVATION], "A stable sort; over a group by hal's exchange."),
+    "moe.experts": ("experts", [*_weights("w13", "w2"), _ACTIVATION], "Tiles of up to 64 rows of one expert."),
+    "moe.combine": ("experts", _floats("rows"), "Float32 sums in slot order."),
+    "moe.ffn": ("experts", [*_floats("x"), *_weights("w13", "w2"), _ACTIVATION], "Dispatch, experts, combine."),
+    "quant.quantize": (
         "matmul",
-        dtype("x").one_of(*DTYPES),
-        attribute("activation").one_of(*ACTIVATIONS[1:]),
-        notes="Integer arithmetic on the bits.",
+        [*_floats("x"), attribute("activation").one_of(*ACTIVATIONS[1:])],
+        "Own rounding, exact to the bit.",
     ),
-    _kernel(
-        "quant.matmul",
+    "quant.matmul": (
         "matmul",
-        dtype("x").one_of(*DTYPES),
-        layout("weight").one_of(*WEIGHTS),
-        ACTIVATION,
-        notes="Dequantised, multiplied in float32.",
+        [*_floats("x"), *_weights("weight"), _ACTIVATION],
+        "Float32 products; weights are decoded on the way.",
     ),
-)
+}
+
+
+def kernels(target: Target) -> list[Kernel]:
+    """Kernels for `jax`, best first."""
+    return [
+        Kernel(
+            id=f"jax.{contract.split('.')[1]}",
+            contract=contract,
+            code=f"hal_jax.{module}:{contract.split('.')[1]}",
+            constraints=tuple(constraints),
+            notes=notes,
+        )
+        for contract, (module, constraints, notes) in _DECLARED.items()
+    ]

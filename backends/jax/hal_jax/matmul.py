@@ -1,51 +1,59 @@
-"""Quantisers and products with packed weights in JAX."""
+"""`quant.quantize` and `quant.matmul`: codes bit for bit, float32 products with weights decoded on the way."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import torch
 from jax import Array
 from torch import Tensor
 
-from hal_jax import numbers
-from hal_jax.exchange import bucket, padded, to_jax, to_torch
+from hal.derived import derived
+from hal.formats import PackedWeight
+from hal_jax.exchange import array, bucket, platform, tensor
+from hal_jax.numbers import QUANTISERS, decode_weight, product, quantise, simulated, wide
 
-if TYPE_CHECKING:
-    from hal.formats import PackedWeight
+__all__ = ["Stored", "matmul", "quantize", "stored"]
+
+_CODES = {"e4m3": torch.float8_e4m3fn, "e2m1": torch.uint8, "int8": torch.int8}
+
+
+class Stored(NamedTuple):
+    """A packed weight's arrays, 8-bit floats as bytes."""
+
+    codes: Array
+    scales: Array | None
+
+
+def stored(weight: PackedWeight) -> Stored:
+    """The weight as XLA sees it, looked at once per weight and platform."""
+    return derived(
+        weight,
+        ("jax", platform()),
+        lambda: Stored(array(weight.codes), array(weight.scales) if weight.scales is not None else None),
+    )
 
 
 def quantize(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
-    """`quant.quantize`: x[tokens, features] -> codes, scales as `hal.formats.Quantized` holds them."""
-    rows = len(x)
-    codes, scales = _quantize(padded(x, bucket(rows)), activation=activation)
-    block = activation != "int8_token"
-    code = torch.float8_e4m3fn if activation.startswith("e4m3") else None
-    return to_torch(codes, code)[:rows], to_torch(scales, torch.float8_e8m0fnu if block else None)[:rows]
+    """`quant.quantize`: codes and scales of x [tokens, features]."""
+    codes, scales = _quantize(array(x, bucket(len(x))), activation=activation)
+    element = QUANTISERS[activation].element
+    scale = torch.float32 if element == "int8" else torch.float8_e8m0fnu
+    return tensor(codes, len(x), _CODES[element]), tensor(scales, len(x), scale)
 
 
-@partial(jax.jit, static_argnames=("activation",))
-def _quantize(x: Array, *, activation: str) -> tuple[Array, Array]:
-    return numbers.quantize(x.astype(jnp.float32), activation)
+_quantize = partial(jax.jit, static_argnames="activation")(lambda x, activation: quantise(x, activation))
 
 
 def matmul(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
-    """`quant.matmul`: x[tokens, features] -> y[tokens, outputs] in the dtype of x."""
-    rows = len(x)
-    y = _matmul(padded(x, bucket(rows)), codes_of(weight), scheme=weight.scheme, activation=activation)
-    return to_torch(y)[:rows]
+    """`quant.matmul`: y [tokens, outputs] in the dtype of x [tokens, features]."""
+    y = _matmul(array(x, bucket(len(x))), stored(weight), scheme=weight.scheme, activation=activation)
+    return tensor(y, len(x))
 
 
 @partial(jax.jit, static_argnames=("scheme", "activation"))
-def _matmul(x: Array, weight: tuple[Array, Array | None], *, scheme: str, activation: str) -> Array:
-    values = numbers.simulate(x.astype(jnp.float32), activation)
-    y = jnp.matmul(values, numbers.matrix(*weight, scheme).T, precision="highest")
-    return numbers.rounded(y, x.dtype).astype(x.dtype)
-
-
-def codes_of(weight: PackedWeight) -> tuple[Array, Array | None]:
-    """Codes and scales of a packed weight, or of a stack of them."""
-    return to_jax(weight.codes), None if weight.scales is None else to_jax(weight.scales)
+def _matmul(x: Array, weight: Stored, *, scheme: str, activation: str) -> Array:
+    values = decode_weight(weight.codes, weight.scales, scheme)
+    return product(simulated(wide(x), activation), values).astype(x.dtype)

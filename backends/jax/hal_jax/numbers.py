@@ -1,133 +1,186 @@
-"""Number formats in JAX, exact to the bit: roundings, activation quantisers, weight schemes.
+"""Number formats in XLA, exact to the bit: element grids, shared scales, activation quantisers, weight schemes.
 
-XLA may keep more precision than a type has where it fuses; roundings that a contract asks for are therefore
-`lax.reduce_precision`, which it keeps. Scales are powers of two made from bits, so that no library function decides.
+What XLA on CPUs does to float32 decides the wording here: it may drop a pair of conversions (so roundings are
+`lax.reduce_precision`), turns a division by a constant into a product (so 127 is hidden from it), and flushes subnormal
+results to zero (so scales are built from their bits). jax's 64-bit types stay off: nothing here needs them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-__all__ = ["decode_e2m1", "decode_e4m3", "dequantize", "matrix", "power", "quantize", "rounded", "simulate"]
+__all__ = [
+    "QUANTISERS",
+    "bits_scale",
+    "decode_rows",
+    "decode_weight",
+    "hadamard",
+    "product",
+    "quantise",
+    "rounded",
+    "simulated",
+    "wide",
+]
 
-BLOCK = {"e4m3_128": 128, "e4m3_64": 64, "e4m3_32": 32, "e2m1_32": 32}
-LARGEST = {"e4m3": 448.0, "e2m1": 6.0}
-FLOOR = {"e4m3": np.float32(1e-4), "e2m1": np.float32(6 * 2.0**-126)}
-INT8_FLOOR = np.float32(1.27e-8)
-
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-BITS = {np.dtype(jnp.bfloat16): (8, 7), np.dtype(np.float16): (5, 10)}
-
-
-def rounded(x: Array, dtype: Any) -> Array:
-    """float32 rounded to a type's grid, still float32."""
-    bits = BITS.get(np.dtype(dtype))
-    return x if bits is None else lax.reduce_precision(x, *bits)
-
-
-def power(code: Array) -> Array:
-    """float32 of ue8m0 codes: 2**(code - 127), NaN for 255."""
-    wide = code.astype(jnp.int32)
-    bits = jnp.where(wide == 0, 0x00400000, jnp.where(wide == 255, 0x7FC00000, wide << 23))
-    return lax.bitcast_convert_type(bits, jnp.float32)
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_LEAST = 2.0**-126
+_PRECISION = {"bfloat16": (8, 7), "float16": (5, 10)}
 
 
-def decode_e4m3(codes: Array) -> Array:
-    """float32 of e4m3 bytes."""
-    return lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(jnp.float32)
+@dataclass(frozen=True)
+class Quantiser:
+    """Blocks of `columns` channels (0: the row) of `element`s; `floor` is the least magnitude a block is scaled by."""
+
+    element: str
+    columns: int
+    floor: float = 0.0
 
 
-def decode_e2m1(codes: Array) -> Array:
-    """float32 [.., 2 n] of bytes [.., n], low nibble first."""
-    nibbles = jnp.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1)
-    return jnp.take(jnp.asarray(E2M1), nibbles.astype(jnp.int32))
+QUANTISERS = {
+    "e4m3_128": Quantiser("e4m3", 128, 1e-4),
+    "e4m3_64": Quantiser("e4m3", 64, 1e-4),
+    "e4m3_32": Quantiser("e4m3", 32, 1e-4),
+    "e2m1_32": Quantiser("e2m1", 32),
+    "int8_token": Quantiser("int8", 0, 127e-10),
+}
+_LARGEST = {"e4m3": 448.0, "e2m1": 6.0, "int8": 127.0}
+
+
+def wide(x: Array) -> Array:
+    """Float32."""
+    return x.astype(jnp.float32)
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """Float32 values as `dtype` holds them; XLA may not undo this, as it may a pair of conversions."""
+    return lax.reduce_precision(x, *_PRECISION[dtype]) if dtype in _PRECISION else x
+
+
+def product(x: Array, weight: Array) -> Array:
+    """`x weightᵀ` in float32."""
+    return jnp.einsum("...k,nk->...n", x, weight, precision=lax.Precision.HIGHEST)
+
+
+def bits_scale(code: Array) -> Array:
+    """Float32 values of ue8m0 codes from 1 up; 255 is NaN."""
+    value = lax.bitcast_convert_type(jnp.maximum(code.astype(jnp.int32), 1) << 23, jnp.float32)
+    return jnp.where(code == 255, jnp.nan, value)
 
 
 def _bits(x: Array) -> Array:
     return lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _encode_e4m3(x: Array) -> Array:
-    """Bytes of float32 in [-448, 448], ties to even. Below 2**-6 codes count steps of 2**-9."""
-    magnitude = _bits(x) & 0x7FFFFFFF
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-    small = _bits(lax.bitcast_convert_type(magnitude, jnp.float32) + 16384.0) - 0x46800000
-    code = jnp.where(magnitude < 0x3C800000, small, normal)
-    return (code | ((_bits(x) >> 24) & 0x80)).astype(jnp.uint8)
+def _split(x: Array, columns: int) -> Array:
+    """[.., k] -> [.., blocks, columns], zeros behind a last block that is shorter."""
+    columns = columns or x.shape[-1]
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % columns)]
+    return jnp.pad(x, padding).reshape(*x.shape[:-1], -1, columns)
 
 
-def _encode_e2m1(x: Array) -> Array:
-    """Codes 0..15 of float32 in [-6, 6], ties to even."""
-    a = jnp.abs(x)
-    above = (0.25, 1.25, 2.5, 5.0)
-    least = (0.75, 1.75, 3.5)
-    code = sum((a > edge).astype(jnp.int32) for edge in above) + sum((a >= edge).astype(jnp.int32) for edge in least)
-    return (code | ((_bits(x) >> 28) & 8)).astype(jnp.uint8)
+def _grid(v: Array, element: str) -> Array:
+    """Values in units of their scale, rounded to the element's grid, ties to even."""
+    if element == "int8":
+        return jnp.round(v)
+    mantissa, least = (3, -6) if element == "e4m3" else (1, 0)
+    exponent = jnp.maximum(((_bits(v) >> 23) & 0xFF) - 127, least)
+    step = lax.bitcast_convert_type((jnp.minimum(exponent, 15) - mantissa + 127) << 23, jnp.float32)
+    return jnp.round(v / step) * step
 
 
-def quantize(x: Array, activation: str) -> tuple[Array, Array]:
-    """Codes and scales of float32 `x[n, features]`: bytes, and ue8m0 bytes; int8 and float32 for "int8_token"."""
-    if activation == "int8_token":
-        amax = jnp.maximum(jnp.max(jnp.abs(x), -1, keepdims=True), INT8_FLOOR)
-        finite = jnp.isfinite(jnp.sum(jnp.where(jnp.isfinite(x), 0.0, jnp.nan), -1, keepdims=True))
-        scale = jnp.where(finite, amax / np.float32(127), jnp.nan)
-        codes = jnp.where(finite, jnp.round(x / scale), 0.0)
-        return codes.astype(jnp.int8), scale
-    element, block = activation.split("_")[0], BLOCK[activation]
-    split = _split(x, block)
-    top = jnp.max(_bits(split) & 0x7FFFFFFF, -1, keepdims=True)
-    finite = top < 0x7F800000
-    wanted = jnp.maximum(lax.bitcast_convert_type(top, jnp.float32), FLOOR[element])
-    bits = _bits(wanted * np.float32(1 / LARGEST[element]))
-    scale = jnp.where(finite, (bits >> 23) + ((bits & 0x7FFFFF) != 0), 255)
-    inverse = lax.bitcast_convert_type(jnp.maximum(254 - scale, 1) << 23, jnp.float32)
-    values = split * inverse
+def _codes(grid: Array, element: str) -> Array:
+    """Codes of values on the grid: uint8, or int8; two e2m1 a byte, low nibble first."""
     if element == "e4m3":
-        codes = jnp.where(finite, _encode_e4m3(values), 0x7F).reshape(x.shape[0], -1)[:, : x.shape[1]]
-    else:
-        nibbles = jnp.where(finite, _encode_e2m1(values), 0).reshape(x.shape[0], -1)[:, : x.shape[1]]
-        codes = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
-    return codes.astype(jnp.uint8), scale[..., 0].astype(jnp.uint8)
+        return lax.bitcast_convert_type(grid.astype(jnp.float8_e4m3fn), jnp.uint8)
+    if element == "int8":
+        return jnp.where(jnp.isnan(grid), 0.0, grid).astype(jnp.int8)
+    steps = jnp.asarray(_E2M1[1:8] * 0.99, jnp.float32)
+    magnitude = (jnp.abs(grid)[..., None] > steps).sum(-1).astype(jnp.uint8)
+    code = magnitude | (((_bits(grid) < 0) & ~jnp.isnan(grid)).astype(jnp.uint8) << 3)
+    return code[..., 0::2] | (code[..., 1::2] << 4)
 
 
-def dequantize(codes: Array, scales: Array | None, activation: str) -> Array:
-    """float32 `[n, features]` of what `quantize` gives; values as they are for "none"."""
-    if activation == "none" or scales is None:
-        return codes.astype(jnp.float32)
-    if activation == "int8_token":
-        return codes.astype(jnp.float32) * scales
-    values = decode_e2m1(codes) if activation == "e2m1_32" else decode_e4m3(codes)
-    return _scaled(values, power(scales), BLOCK[activation])
+def quantise(x: Array, name: str) -> tuple[Array, Array]:
+    """Codes [.., features] (or half as many bytes) and scales [.., blocks]: ue8m0 as uint8, float32 of int8_token."""
+    quantiser = QUANTISERS[name]
+    grid, scales, _ = _quantised(wide(x), quantiser)
+    return _codes(grid.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]], quantiser.element), scales
 
 
-def simulate(x: Array, activation: str) -> Array:
-    """float32 `x` through a quantiser and back."""
-    return x if activation == "none" else dequantize(*quantize(x, activation), activation)
+def simulated(x: Array, name: str) -> Array:
+    """Float32 `x` as the quantiser's codes read back."""
+    if name == "none":
+        return x
+    grid, _, factors = _quantised(x, QUANTISERS[name])
+    return (grid * factors[..., None]).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
 
 
-def _split(x: Array, block: int) -> Array:
-    missing = -x.shape[-1] % block
-    if missing:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-    return x.reshape(*x.shape[:-1], -1, block)
+def _quantised(x: Array, quantiser: Quantiser) -> tuple[Array, Array, Array]:
+    """Blocks in units of their scale, the scales as stored, and as float32."""
+    split, largest = _split(x, quantiser.columns), _LARGEST[quantiser.element]
+    amax = jnp.maximum(jnp.abs(split).max(-1), max(quantiser.floor, _LEAST * largest))
+    if quantiser.element == "int8":
+        divisor = jnp.where(amax > 0, largest, 1.0)  # always `largest`; XLA would multiply by a constant's reciprocal
+        scale = jnp.where(jnp.isfinite(amax), amax / divisor, jnp.nan)
+        return _grid(split / scale[..., None], "int8"), scale, scale
+    bits = _bits(amax * jnp.float32(1 / largest)) & 0x7FFFFFFF
+    code = jnp.clip((bits >> 23) + ((bits & 0x7FFFFF) != 0), 1, 255)
+    factors = bits_scale(code)
+    return _grid(split / factors[..., None], quantiser.element), code.astype(jnp.uint8), factors
 
 
-def _scaled(values: Array, scales: Array, block: int) -> Array:
-    return (_split(values, block) * scales[..., None]).reshape(*values.shape[:-1], -1)[..., : values.shape[-1]]
+def _values(codes: Array, element: str) -> Array:
+    """Float32 values of codes, in units of their scale."""
+    if element == "e4m3":
+        return wide(lax.bitcast_convert_type(codes, jnp.float8_e4m3fn))
+    if element == "int8":
+        return wide(codes)
+    nibbles = jnp.stack([codes & 0xF, codes >> 4], -1).reshape(*codes.shape[:-1], -1)
+    if element == "int4":
+        return wide(nibbles) - 16.0 * (nibbles > 7)
+    return jnp.asarray(_E2M1)[nibbles.astype(jnp.int32)]
 
 
-def matrix(codes: Array, scales: Array | None, scheme: str) -> Array:
-    """float32 `[outputs, features]` of one packed weight."""
+def _scaled(values: Array, scales: Array, columns: int) -> Array:
+    """Values times the scale of their block; ue8m0 scales come as uint8."""
+    split = _split(values, columns)
+    if scales.dtype == jnp.uint8:  # 2^-127 is subnormal: in two steps
+        split = split * jnp.where(scales == 0, 0.5, 1.0)[..., None]
+        scales = bits_scale(scales)
+    return (split * wide(scales)[..., None]).reshape(*values.shape[:-1], -1)[..., : values.shape[-1]]
+
+
+def decode_rows(codes: Array, scales: Array | None, name: str) -> Array:
+    """Float32 values that activation codes and scales stand for."""
+    if name == "none" or scales is None:
+        return wide(codes)
+    quantiser = QUANTISERS[name]
+    return _scaled(_values(codes, quantiser.element), scales, quantiser.columns)
+
+
+def decode_weight(codes: Array, scales: Array | None, scheme: str) -> Array:
+    """Float32 weight [outputs, features] of one of `hal.formats`' schemes."""
     if scales is None:
-        return codes.astype(jnp.float32)
-    if scales.dtype == jnp.uint8:
-        scales = power(scales)
+        return wide(codes)
     if scheme == "fp8_block128":
-        tall = jnp.repeat(scales, 128, 0)[: codes.shape[0]]
-        return _scaled(decode_e4m3(codes), tall, 128)
-    values = decode_e2m1(codes) if scheme == "mxfp4" else decode_e4m3(codes)
-    return _scaled(values, scales, 32)
+        values = _values(codes, "e4m3")
+        return _scaled(values, jnp.repeat(scales, 128, axis=0)[: values.shape[0]], 128)
+    element, columns = {"mxfp4": ("e2m1", 32), "mxfp8": ("e4m3", 32), "w8a8_int8": ("int8", 0)}.get(scheme, ("int4", 0))
+    values = _values(codes, element)
+    if scheme == "w4a8_int":
+        columns = values.shape[-1] // scales.shape[-1]
+    return _scaled(values, scales, columns)
+
+
+def hadamard(x: Array) -> Array:
+    """`x H / sqrt(n)` over the last dimension, a power of two, in float32."""
+    size, shape = x.shape[-1], x.shape
+    for half in (1 << bit for bit in range(size.bit_length() - 1)):
+        pairs = x.reshape(*shape[:-1], size // (2 * half), 2, half)
+        low, high = pairs[..., 0, :], pairs[..., 1, :]
+        x = jnp.stack([low + high, low - high], -2).reshape(shape)
+    return x * jnp.float32(size**-0.5)

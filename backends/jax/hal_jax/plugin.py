@@ -1,11 +1,11 @@
-"""The hooks: what hal asks of this backend. Importing this imports neither torch nor JAX."""
+"""The hooks: what hal asks of this backend. Importing this imports neither torch nor jax."""
 
 from __future__ import annotations
 
 from hal.kernel import Kernel
 from hal.plugins import hookimpl
 from hal.target import Backend, Target
-from hal_jax.kernels import KERNELS
+from hal_jax.kernels import kernels
 from hal_jax.layouts import CACHES, INDEX, WEIGHTS
 from hal_jax.target import present
 
@@ -22,7 +22,7 @@ def hal_targets() -> list[Target]:
 
 @hookimpl
 def hal_kernels(target: Target) -> list[Kernel]:
-    return list(KERNELS)
+    return kernels(target)
 
 
 @hookimpl

@@ -1,18 +1,42 @@
-"""Which platforms of XLA are in this machine, by the packages that bring them; JAX itself is not imported."""
+"""Which XLA platforms are here: none where jax is not installed. Starts no chip unless it is asked for.
+
+Looking for a TPU or GPU starts its runtime, which takes the chip. So only a plugin that is installed is started.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import distributions
 from importlib.util import find_spec
 
 from hal.target import Target
 
-PLUGINS = {"jax:tpu": ("libtpu",), "jax:gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")}
-"""Platforms beside the CPU, and packages that bring one."""
+PLATFORMS = ("tpu", "gpu")
+"""Other than this machine's processor; `jax:tpu`, `jax:gpu`."""
+
+_PLUGINS = {"tpu": ("libtpu", "libtpu-nightly"), "gpu": ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")}
+
+
+def described() -> list[Target]:
+    """What the kernels are for, here or not. torch keeps tensors on the host on all of them."""
+    return [Target("jax", "cpu"), *(Target(f"jax:{name}", "cpu", present=False) for name in PLATFORMS)]
 
 
 def present() -> list[Target]:
-    """The platforms that are here, best first. To torch all of them are the host: arrays are exchanged there."""
+    """The platforms that jax finds here: the host always, a TPU or GPU where its plugin finds one."""
     if find_spec("jax") is None:
         return []
-    found = [name for name, packages in PLUGINS.items() if any(find_spec(package) for package in packages)]
-    return [Target(name, "cpu") for name in (*found, "jax")]
+    return [Target("jax", "cpu"), *(Target(f"jax:{name}", "cpu") for name in PLATFORMS if _found(name))]
+
+
+@cache
+def _found(name: str) -> bool:
+    installed = {found.metadata["Name"].lower() for found in distributions() if found.metadata["Name"]}
+    if not installed & set(_PLUGINS[name]):
+        return False
+    import jax
+
+    try:
+        return bool(jax.devices(name))
+    except RuntimeError:
+        return False

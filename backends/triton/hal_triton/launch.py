@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +24,26 @@ class Launch:
     config: Config
 
 
-_recorded: list[Launch] | None = None
+_instead: Callable[[Launch, int], None] | None = None
+
+
+@contextmanager
+def instead(of: Callable[[Launch, int], None]) -> Iterator[None]:
+    """Inside, launches and their numbers of tiles go to `of` and nowhere else."""
+    global _instead
+    before, _instead = _instead, of
+    try:
+        yield
+    finally:
+        _instead = before
 
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Launches inside are noted and not run: for a compiler without a chip. Outputs hold whatever memory held."""
-    global _recorded
-    before, _recorded = _recorded, []
-    try:
-        yield _recorded
-    finally:
-        _recorded = before
+    noted: list[Launch] = []
+    with instead(lambda launch, work: noted.append(launch)):
+        yield noted
 
 
 def limit_programs(count: int) -> None:
@@ -48,8 +56,8 @@ def launch(kernel: Any, work: int, config: Config, *arguments: Any, **constants:
     """Run `kernel` over `work` tiles with the configuration's tile sizes; nothing is launched for no work."""
     if not work:
         return
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, arguments, {**constants, **config.tiles}, config))
+    if _instead is not None:
+        _instead(Launch(kernel, arguments, {**constants, **config.tiles}, config), work)
     else:
         grid = (min(work, _most_programs),)
         kernel[grid](*arguments, **constants, **config.tiles, num_warps=config.warps, num_stages=config.stages)

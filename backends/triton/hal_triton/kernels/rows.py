@@ -191,8 +191,12 @@ def write_rows(
 
 @triton.jit
 def locate(table, table_width, slot, row, wanted, BLOCK: tl.constexpr):
-    """Physical rows (int64) of rows `row[N]` of the request in `slot`, and which of the wanted ones are mapped."""
+    """Physical rows (int64) of rows `row[N]` of the request in `slot`, and which of the wanted ones are mapped.
+
+    The others are row 0: some chips compute an address, and read it, before they look at the mask.
+    """
     block = row // BLOCK
     inside = wanted & (row >= 0) & (block < table_width)
-    page = tl.load(table + slot * table_width + block, mask=inside, other=-1).to(tl.int64)
-    return page * BLOCK + row % BLOCK, inside & (page >= 0)
+    page = tl.load(table + slot * table_width + tl.where(inside, block, 0), mask=inside, other=-1).to(tl.int64)
+    mapped = inside & (page >= 0)
+    return tl.where(mapped, page * BLOCK + row % BLOCK, 0), mapped
