@@ -8,7 +8,7 @@ from hal.target import Target
 from hal_jax.layouts import ACTIVATIONS, CACHES, DTYPES, INDEX, WEIGHTS
 
 _STORED = tuple(dict.fromkeys((*CACHES, *INDEX)))
-_KEYS = tuple(dict.fromkeys((*INDEX, *CACHES)))
+_KEYS = tuple(dict.fromkeys((*INDEX, *CACHES, "rows_f64")))  # float64 rows are read as float32
 
 
 def _floats(*arguments: str) -> list[Constraint]:
@@ -67,14 +67,14 @@ _DECLARED: dict[str, tuple[str, list[Constraint], str]] = {
 
 
 def kernels(target: Target) -> list[Kernel]:
-    """Kernels for `jax`, best first."""
-    return [
-        Kernel(
-            id=f"jax.{contract.split('.')[1]}",
-            contract=contract,
-            code=f"hal_jax.{module}:{contract.split('.')[1]}",
-            constraints=tuple(constraints),
-            notes=notes,
-        )
-        for contract, (module, constraints, notes) in _DECLARED.items()
-    ]
+    """Kernels for a platform: `jax` is this machine's processor; on `jax:tpu` and `jax:gpu` Pallas helps."""
+    _, _, platform = target.name.partition(":")
+    found = []
+    for contract, (module, constraints, notes) in _DECLARED.items():
+        name = contract.split(".")[1]
+        if platform and contract == "moe.ffn":  # a composite of the others
+            continue
+        code = f"hal_jax.pallas.placed:{platform}_{name}" if platform else f"hal_jax.{module}:{name}"
+        label = f"jax.{name}.{platform}" if platform else f"jax.{name}"
+        found.append(Kernel(label, contract, code, tuple(constraints), host_sync=True, notes=notes))
+    return found

@@ -80,6 +80,13 @@ def run_select(
 
 def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float) -> Tensor:
     """`attn.index_scores`: float32 [tokens, entries], -inf where a token does not see an entry."""
+    return run_index_scores(q, weights, batch, cache, ratio=ratio, scale=scale, scores=scores)
+
+
+def run_index_scores(
+    q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float, scores: Scores
+) -> Tensor:
+    """`index_scores` with a given product."""
     count, entries = bucket(batch.tokens), _entries(batch, ratio)
     found = _index_scores(
         array(q, count),

@@ -11,6 +11,9 @@ from importlib.util import find_spec
 
 from hal.target import Target
 
+HOST = frozenset({"host"})
+"""No accelerator: HAL_BACKEND=auto never means this target, only its name does."""
+
 PLATFORMS = ("tpu", "gpu")
 """Other than this machine's processor; `jax:tpu`, `jax:gpu`."""
 
@@ -19,14 +22,14 @@ _PLUGINS = {"tpu": ("libtpu", "libtpu-nightly"), "gpu": ("jax-cuda12-plugin", "j
 
 def described() -> list[Target]:
     """What the kernels are for, here or not. torch keeps tensors on the host on all of them."""
-    return [Target("jax", "cpu"), *(Target(f"jax:{name}", "cpu", present=False) for name in PLATFORMS)]
+    return [Target("jax", "cpu", HOST), *(Target(f"jax:{name}", "cpu", present=False) for name in PLATFORMS)]
 
 
 def present() -> list[Target]:
     """The platforms that jax finds here: the host always, a TPU or GPU where its plugin finds one."""
     if find_spec("jax") is None:
         return []
-    return [Target("jax", "cpu"), *(Target(f"jax:{name}", "cpu") for name in PLATFORMS if _found(name))]
+    return [Target("jax", "cpu", HOST), *(Target(f"jax:{name}", "cpu") for name in PLATFORMS if _found(name))]
 
 
 @cache

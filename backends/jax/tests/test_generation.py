@@ -32,3 +32,9 @@ def test_greedy_tokens_agree() -> None:
 def test_plugin_imports_neither_torch_nor_jax() -> None:
     script = "import sys, hal_jax.plugin; sys.exit(bool({'torch', 'jax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_auto_means_an_accelerator_never_this_processor() -> None:
+    script = "import hal; from hal.selection import target_of; print(target_of(hal.Policy(backend='auto')).backend)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() != "jax"
