@@ -12,6 +12,8 @@ from hal.policy import Policy
 from hal.target import Target
 
 REFERENCE = "reference"
+HOST = "host"
+"""Feature of a target that computes on this machine's processor, as cpu does: `auto` never takes it."""
 EMULATORS = "hal.emulators"
 """Entry-point group: backend name -> `start(chip) -> Target`; an empty chip means the emulator's default."""
 
@@ -80,7 +82,7 @@ def _auto() -> Target:
         except BackendError as error:
             why.append(f"{name}: {error}")
             continue
-        accelerators += targets[:1]
+        accelerators += [target for target in targets if HOST not in target.features][:1]
         if not targets:
             why.append(f"{name}: no device")
     if len(accelerators) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,12 @@ def test_plugin_imports_neither_torch_nor_jax() -> None:
 
 
 def test_auto_means_an_accelerator_never_this_processor() -> None:
-    script = "import hal; from hal.selection import target_of; print(target_of(hal.Policy(backend='auto')).backend)"
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    script = "import hal; from hal.selection import target_of; print(target_of(hal.Policy.current()).backend)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HAL_BACKEND": "auto"},
+    )
     assert done.stdout.strip() != "jax"
