@@ -18,6 +18,8 @@ import jax
 import torch
 from torch import Tensor
 
+from hal.errors import ContractError
+
 __all__ = ["COPIES", "array", "bucket", "on", "platform", "tensor"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -65,8 +67,17 @@ def array(x: Tensor, rows: int | None = None) -> jax.Array:
 
     Args:
         rows: length of the first dimension; zeros are appended up to it.
+
+    Raises:
+        ContractError: `x` is float64: jax's 64-bit types stay off, and its conversion would be silent.
     """
     x = x.detach()
+    if x.dtype == torch.float64:
+        raise ContractError(
+            "XLA got float64 and would take it as float32",
+            where="hal_jax.exchange",
+            fix="take float32, or HAL_BACKEND=cpu, which computes in float64",
+        )
     if x.dtype in _BYTES:
         x = _bytes(x)
     if x.dtype == torch.int64:

@@ -8,7 +8,7 @@ from hal.target import Target
 from hal_jax.layouts import ACTIVATIONS, CACHES, DTYPES, INDEX, WEIGHTS
 
 _STORED = tuple(dict.fromkeys((*CACHES, *INDEX)))
-_KEYS = tuple(dict.fromkeys((*INDEX, *CACHES, "rows_f64")))  # float64 rows are read as float32
+_KEYS = tuple(dict.fromkeys((*INDEX, *CACHES)))
 
 
 def _floats(*arguments: str) -> list[Constraint]:
