@@ -12,6 +12,7 @@ pytest.importorskip("jax")
 from hal_jax.exchange import COPIES, array, bucket, tensor
 from hal_jax.matmul import _matmul, matmul, quantize
 
+from hal.errors import ContractError
 from hal.formats import ACTIVATIONS, prepare
 from hal.formats import quantize as wanted_codes
 
@@ -41,6 +42,11 @@ def test_copies_are_counted_by_reason() -> None:
     array(x.flatten()[1:])
     array(torch.arange(4))
     assert dict(COPIES) == {"bucket": 5 * 64, "strides": 8 * 16, "alignment": 127 * 4, "int64": 16}
+
+
+def test_float64_is_refused() -> None:
+    with pytest.raises(ContractError, match="float64"):
+        array(torch.zeros(4, dtype=torch.float64))
 
 
 def test_decode_recompiles_once_per_bucket() -> None:
