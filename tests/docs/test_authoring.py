@@ -1,4 +1,4 @@
-"""The package of docs/authoring.md, installed as the page writes it: it plans, verifies and runs the model."""
+"""The packages of docs/authoring, installed as the pages write them: they plan, verify and run the model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "authoring.md").read_text(encoding="utf-8")
+PAGE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/authoring/*.md")))
 
 
 def block(title: str) -> str:
-    """The fenced block of the page with this title."""
+    """The fenced block of the guide with this title."""
     found = re.search(rf'^```\w+ title="{re.escape(title)}"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
     assert found, title
     return found.group(1)
@@ -62,6 +62,48 @@ def test_every_command_of_the_page(environment: tuple[Path, dict[str, str]]) -> 
     assert "green" in said["verify"]
     assert said["generate"].startswith("The for")
     assert "backend acme" in said["generate"]
+
+
+def test_declared_edges_become_cases(environment: tuple[Path, dict[str, str]]) -> None:
+    folder, env = environment
+    *verify, explain = block("edges").strip().splitlines()
+    for command, cases in zip(verify, (2, 3), strict=True):
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+        assert f"{cases} = {cases} passed: green" in done.stdout, command + done.stdout + done.stderr
+    done = subprocess.run(["bash", "-c", explain], cwd=folder, env=env, capture_output=True, text=True)
+    assert "experts is 2048, wanted 1..1024" in " ".join(done.stdout.split()), done.stdout
+
+
+def test_a_constraint_that_is_too_narrow_is_found(environment: tuple[Path, dict[str, str]]) -> None:
+    folder, env = environment
+    command = block("hidden").strip()
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert all(line in done.stdout for line in block("hidden says").strip().splitlines()), done.stdout
+    module = folder / "hal-acme" / "hal_acme.py"
+    module.write_text(module.read_text().replace('        dim("experts").between(1, 1024),\n', ""))
+    subprocess.run(["bash", "-c", block("commands").splitlines()[0]], cwd=folder, env=env, check=True)
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+    assert "1 = 1 passed: green" in done.stdout, done.stdout
+
+
+def test_a_wrong_kernel_is_caught_named_and_put_right(environment: tuple[Path, dict[str, str]]) -> None:
+    folder, env = environment
+    package = folder / "hal-acme-fast"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(block("wrong/pyproject.toml"))
+    (package / "hal_acme_fast.py").write_text(block("wrong/hal_acme_fast.py"))
+    install, verify = block("wrong").strip().splitlines()
+    subprocess.run(["bash", "-c", install], cwd=folder, env=env, check=True, capture_output=True)
+    done = subprocess.run(["bash", "-c", verify], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    for line in block("wrong says").strip().splitlines():
+        assert line in done.stdout + done.stderr, line
+    (package / "hal_acme_fast.py").write_text(block("right/hal_acme_fast.py"))
+    said = run("right", environment)
+    assert "green" in said["verify"]
+    assert all(name in said["ops"] for name in ("acme", "cpu", "moe.combine", "declared"))
+    assert "acme.combine" in run("pack", environment)["explain"]
 
 
 def test_the_template(environment: tuple[Path, dict[str, str]]) -> None:
