@@ -2,6 +2,7 @@
 # make test    the same environment and the test tools; lint, types and every test
 # make compile every Triton kernel, compiled for GPUs that are not here
 # make compile-ascend  likewise for Ascend, in an environment of its own; downloads 220 MB
+# make docs    the site, strictly, into build/site
 # make verify  every conformance case of what runs here, and the suite itself against planted bugs
 # All are incremental: nothing is installed twice until a pyproject.toml or constraints.txt changes.
 
@@ -15,7 +16,7 @@ ascend := .venv-ascend/bin/python -m pip install --quiet --disable-pip-version-c
 triton := .venv-triton-ascend/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: .venv-ascend demo test compile compile-ascend verify lint clean
+.PHONY: .venv-ascend demo test compile compile-ascend docs verify lint clean
 
 demo: $(VENV)/.model
 	$(bin)/hal generate examples/tiny-v4 --prompt "$(PROMPT)" --max-new-tokens 200
@@ -42,6 +43,9 @@ verify: $(VENV)/.test
 	$(bin)/hal verify cuda@emulated
 	$(bin)/hal verify mlu@emulated
 	$(bin)/hal verify --self --readme README.md
+
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .
