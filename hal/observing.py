@@ -131,9 +131,10 @@ def _checked(bound: Callable[..., Any], choice: Choice, every: int) -> Callable[
         number, count = count, count + 1
         if number % every:
             return bound(*arguments)
+        from hal.numerics import Precision
         from hal.numerics.contracts import expect
 
-        wanted = expect(contract, arguments, attributes, layouts=choice.call.layouts)
+        wanted = expect(contract, arguments, attributes, Precision.of(*choice.kernels), choice.call.layouts)
         outputs = bound(*arguments)
         verdict = wanted.judge(outputs, arguments)
         if not verdict:

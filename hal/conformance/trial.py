@@ -95,8 +95,7 @@ class Subject:
     def expectation(self, sample: Sample, arguments: Sequence[Any] | None = None) -> Expectation:
         """What a call of `sample` must return; made on the host, from fresh arguments where none are given."""
         given = sample.arguments() if arguments is None else arguments
-        precision = Precision(**dict(self.kernel.precision)) if self.kernel.precision else None
-        return expect(sample.contract, given, sample.attributes, precision, sample.layouts)
+        return expect(sample.contract, given, sample.attributes, Precision.of(self.kernel), sample.layouts)
 
     def run(self, call: Call, arguments: Sequence[Any]) -> Outcome:
         """Run a call on copies of `arguments`, under every watch.

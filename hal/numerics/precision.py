@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hal.kernel import Kernel
 from hal.numerics.rounding import accumulation, relative_rounding
 
 __all__ = ["Precision", "declared"]
@@ -28,6 +29,12 @@ class Precision:
     weights: str = "float32"
     scores: str = "float32"
     hidden: str = "float32"
+
+    @classmethod
+    def of(cls, *kernels: Kernel) -> Precision | None:
+        """What kernels of one call declare; None where all keep to their contracts."""
+        said = {field: name for kernel in kernels for field, name in kernel.precision}
+        return cls(**said) if said else None
 
     def sums(self, depth: int, envelope: Tensor, total: Tensor) -> Tensor:
         """Noise of sums of `depth` products whose squares add to envelope**2."""

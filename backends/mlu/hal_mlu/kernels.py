@@ -54,10 +54,15 @@ Adapter = tuple[tuple[str, ...], Kernel]
 """Operators of torch_mlu_ops, and the kernel that calls them."""
 
 
-def _adapter(id: str, contract: str, code: str, operators: str, *rules: Constraint, sync: bool = False) -> Adapter:
+def _adapter(
+    id: str, contract: str, code: str, operators: str, *rules: Constraint, sync: bool = False, hidden: str = ""
+) -> Adapter:
+    """`hidden`: what an expert's gate and up are rounded to, where not float32."""
     names = tuple(operators.split())
-    notes = f"torch_mlu_ops: {', '.join(names)}."
-    return names, Kernel(f"mlu.{id}", contract, f"hal_mlu.{code}", rules, host_sync=sync, notes=notes)
+    notes = f"torch_mlu_ops: {', '.join(names)}." + (f" Gate and up are rounded to {hidden}." if hidden else "")
+    precision = (("hidden", hidden),) if hidden else ()
+    code = f"hal_mlu.{code}"
+    return names, Kernel(f"mlu.{id}", contract, code, rules, host_sync=sync, precision=precision, notes=notes)
 
 
 def _adapters(floats: tuple[str, ...]) -> list[Adapter]:
@@ -169,6 +174,7 @@ def _of_experts(floats: tuple[str, ...], halves: tuple[str, ...]) -> list[Adapte
             layout("w13").one_of(*int8),
             layout("w2").one_of(*int8),
             attribute("activation").one_of("int8_token"),
+            hidden="bfloat16",
         ),
         _adapter(
             "experts.exact",
