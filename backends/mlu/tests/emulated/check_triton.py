@@ -103,7 +103,10 @@ def test_compression() -> None:
         side(kv, score, ape, step, state, ratio=4, overlap=True) for side, state in zip(sides, states, strict=True)
     )
     close(got, wanted)
-    close(states[0].tensor, states[1].tensor)
+    ends = [start + length for start, length in zip(step.starts, step.lengths, strict=True)]
+    for slot, end in zip(step.slots.tolist(), ends, strict=True):
+        kept = torch.arange(max(0, end // 4 * 4 - 4), end) % states[0].tensor.shape[1]  # what later windows need
+        close(states[0].tensor.cpu()[slot, kept], states[1].tensor.cpu()[slot, kept])
 
 
 def test_experts() -> None:
