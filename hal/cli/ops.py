@@ -23,6 +23,9 @@ def command(json: Json = False) -> None:
             kernels[backend] = _kernels(plugins.load(backend))
         except HalError:
             continue  # `hal backends` says why
+    kernels["reference"] = {
+        name: [{"id": f"reference.{name.split('.')[1]}", "tier": "defines"}] for name in ops.CONTRACTS
+    }
     rows = [
         {
             "contract": contract.name,
@@ -66,6 +69,8 @@ def _table(rows: list[dict[str, Any]], backends: list[str]) -> Table:
 
 
 def _cell(kernels: list[dict[str, str]]) -> Text:
-    """`2 declared, 1 verified`; a dash where there is none."""
+    """`2 declared, 1 verified`; a dash where there is none; the reference defines what right is."""
+    if [kernel["tier"] for kernel in kernels] == ["defines"]:
+        return Text("defines", style="dim")
     tiers = Counter(kernel["tier"] for kernel in kernels)
     return Text(", ".join(f"{count} {tier}" for tier, count in tiers.items()) or "–")

@@ -78,7 +78,7 @@ class Layout:
         keep = physical >= 0
         if not keep.all():
             values, physical = values[keep], physical[keep]
-        views, place = self._views(pages), self._place(physical)
+        views, place = self.views(pages), self._place(physical)
         for name, field in self._codec.encode(values, self.rope_dim).items():
             views[name].index_put_(place, field)
 
@@ -88,7 +88,7 @@ class Layout:
         if not len(pages):
             return torch.zeros(len(physical), self.head_dim, dtype=dtype, device=pages.device)
         at = physical.clamp(min=0)
-        fields = {name: self._rows(view, at) for name, view in self._views(pages).items()}
+        fields = {name: self._rows(view, at) for name, view in self.views(pages).items()}
         rows = self._codec.decode(fields, dtype)
         return rows.masked_fill(missing.unsqueeze(-1), 0) if missing.any() else rows
 
@@ -99,7 +99,7 @@ class Layout:
         """
         if not len(pages):
             return torch.zeros(len(page) * self.block_size, self.head_dim, dtype=dtype, device=pages.device)
-        chosen = self._views(pages.index_select(0, page.clamp(min=0)))
+        chosen = self.views(pages.index_select(0, page.clamp(min=0)))
         rows = self._codec.decode(chosen, dtype)
         missing = page < 0
         rows = rows.masked_fill(missing.view(-1, 1, 1), 0) if missing.any() else rows
@@ -119,8 +119,15 @@ class Layout:
     def _place(self, physical: Tensor) -> tuple[Tensor, Tensor]:
         return physical // self.block_size, physical % self.block_size
 
-    def _views(self, pages: Tensor) -> dict[str, Tensor]:
-        """Every field of every row, [blocks, block_size, ..], sharing memory with the pages."""
+    def views(self, pages: Tensor) -> dict[str, Tensor]:
+        """Every field of every row, sharing memory with the pages: for kernels that write bytes themselves.
+
+        Returns:
+            uint8 [blocks, block_size, bytes] by the names of `sizes.fields`; for plain rows "values", the pages.
+
+        Raises:
+            ContractError: the pages are not of this layout.
+        """
         element, shape = self._codec.element, self._page_shape
         if pages.dtype != element or tuple(pages.shape[1:]) != shape or not pages[:1].is_contiguous():
             raise ContractError(

@@ -165,6 +165,7 @@ def test_ops_lists_contracts_and_kernels(monkeypatch: pytest.MonkeyPatch, tmp_pa
     rows = {row["contract"]: row for row in data("ops")}
     assert rows["attn.select"]["parts"] == ["attn.index_scores"]
     assert {"id": "cpu.attend", "tier": "declared"} in rows["attn.attend"]["kernels"]["cpu"]
+    assert rows["attn.attend"]["kernels"]["reference"] == [{"id": "reference.attend", "tier": "defines"}]
 
 
 def test_explain_says_why_a_kernel_lost(monkeypatch: pytest.MonkeyPatch) -> None:

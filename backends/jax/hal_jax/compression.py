@@ -184,7 +184,7 @@ def _stored(
     kept = (slots >= 0).nonzero().squeeze(1)
     size = cache.layout.block_size
     place = slots[kept] // size, slots[kept] % size
-    for field, view in _views(cache).items():
+    for field, view in cache.layout.views(cache.pages).items():
         view[place] = tensor(coded[field])[kept]
 
 
@@ -206,15 +206,3 @@ def _coded(
     if hadamard:
         row = rounded(transform(row), dtype)
     return encode(layout, row)
-
-
-def _views(cache: KVCache) -> dict[str, Tensor]:
-    """Every field of every row, [blocks, block_size, bytes], or the values where rows are plain."""
-    data, layout = cache.pages, cache.layout
-    if data.dtype != torch.uint8:
-        return {"values": data}
-    shape, apart, start = (len(data), layout.block_size), data.stride(0), data.storage_offset()
-    return {
-        field.name: data.as_strided((*shape, field.bytes), (apart, field.stride, 1), start + field.offset)
-        for field in layout.sizes.fields
-    }
