@@ -14,7 +14,9 @@ class Contract:
     """Signature, reference, edges in words, class of numerics, ranges of dynamic sizes, and parts if it is a composite.
 
     `reference` is `module:function`; a composite's takes the bound parts as keyword `parts`. `promises` are words that
-    a call may sharpen in its `layouts`, with what holds where it says nothing.
+    a call may sharpen in its `layouts`, with what holds where it says nothing. The reference of a `portable` contract
+    is plain torch that a model runs on any device: it serves, behind every kernel, without permission. So a contract
+    that comes later does not block backends that do not know it.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Contract:
     laws: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     promises: Mapping[str, str] = field(default_factory=dict)
+    portable: bool = False
 
     @property
     def parsed(self) -> Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hal import ops
 from hal.errors import Forbidden
 from hal.kernel import Kernel
 from hal.policy import Policy
@@ -15,7 +16,8 @@ def barred(kernels: Iterable[Kernel], target: Target, policy: Policy) -> dict[st
     found: dict[str, tuple[str, str]] = {}
     for kernel in kernels:
         if kernel.id.startswith("reference."):
-            if target.backend != "reference" and "reference" not in policy.allow:
+            free = target.backend == "reference" or ops.get(kernel.contract).portable
+            if not free and "reference" not in policy.allow:
                 found[kernel.id] = ("the reference is not for use (HAL_ALLOW=reference)", "reference")
         elif not kernel.deterministic and "nondeterministic" not in policy.allow:
             found[kernel.id] = ("it is not deterministic (HAL_ALLOW=nondeterministic)", "nondeterministic")

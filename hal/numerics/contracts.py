@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hal.errors import ContractError
-from hal.numerics import attention, matmul, moe
+from hal.numerics import attention, matmul, mhc, moe
 from hal.numerics.arguments import host
 from hal.numerics.expectation import Expectation, Part
 from hal.numerics.precision import Precision
@@ -23,6 +23,8 @@ _RULES: dict[str, Callable[..., list[Part]]] = {
     "attn.index_scores": attention.index_scores,
     "attn.select": attention.select,
     "attn.store": attention.store,
+    "mhc.post": mhc.post,
+    "mhc.pre": mhc.pre,
     "moe.combine": moe.combine,
     "moe.dispatch": moe.dispatch,
     "moe.experts": moe.experts,

@@ -6,12 +6,12 @@ from difflib import get_close_matches
 
 from hal.contract import Contract
 from hal.errors import UnknownName
-from hal.ops import attention, experts, matmul
+from hal.ops import attention, experts, matmul, mhc
 
 __all__ = ["CONTRACTS", "get"]
 
 CONTRACTS: dict[str, Contract] = {
-    contract.name: contract for family in (attention, experts, matmul) for contract in family.CONTRACTS
+    contract.name: contract for family in (attention, experts, matmul, mhc) for contract in family.CONTRACTS
 }
 
 

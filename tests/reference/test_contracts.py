@@ -31,11 +31,11 @@ def declared(name: str) -> tuple[list[str], list[str]]:
     return [argument.name for argument in signature.arguments], list(signature.attributes)
 
 
-def test_all_thirteen_are_there() -> None:
+def test_all_fifteen_are_there() -> None:
     attention = "compress compress_pool store select index_scores attend"
     experts = "route dispatch experts combine ffn"
     names = [f"attn.{name}" for name in attention.split()] + [f"moe.{name}" for name in experts.split()]
-    assert list(CONTRACTS) == [*names, "quant.quantize", "quant.matmul"]
+    assert list(CONTRACTS) == [*names, "quant.quantize", "quant.matmul", "mhc.pre", "mhc.post"]
 
 
 @EACH
@@ -77,7 +77,7 @@ def test_unknown_names_get_a_hint() -> None:
 def test_contracts_need_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import hal.ops; print(len(hal.ops.CONTRACTS))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "13", done.stderr
+    assert done.stdout.strip() == "15", done.stderr
 
 
 def test_a_call_that_promises_nothing_does_not_reach_kernels_that_need_a_promise() -> None:

@@ -291,6 +291,20 @@ MUTANTS = (
         "AtomaAI/atoma-infer/issues/156",
         "the library ends the process on an error",
     ),
+    _planted(
+        "mhc.post",
+        "mhc",
+        "mixed_untransposed",
+        "NVIDIA-NeMo/Automodel/issues/2154",
+        "streams mix by comb instead of its transpose",
+    ),
+    _planted(
+        "mhc.pre",
+        "mhc",
+        "one_round_too_few",
+        "AI-Hypercomputer/maxtext/pull/4337",
+        "rows and columns are balanced once less",
+    ),
 )
 """One bug each."""
 
@@ -308,6 +322,8 @@ HONEST = tuple(
         ("moe.ffn", "experts", "ffn"),
         ("quant.matmul", "matmul", "matmul"),
         ("quant.quantize", "matmul", "quantize"),
+        ("mhc.pre", "mhc", "pre"),
+        ("mhc.post", "mhc", "post"),
     )
 )
 """Nothing wrong: the suite must pass them."""

@@ -11,7 +11,7 @@ __all__ = ["Sample", "samples"]
 
 def samples(contract: str) -> Iterator[Sample]:
     """All samples of a contract, in a fixed order."""
-    from hal.conformance.samples import attention, compression, experts, matmul
+    from hal.conformance.samples import attention, compression, experts, matmul, mhc
 
     makers = {
         "attn.attend": attention.attend,
@@ -27,5 +27,7 @@ def samples(contract: str) -> Iterator[Sample]:
         "moe.ffn": experts.ffn,
         "quant.quantize": matmul.quantize,
         "quant.matmul": matmul.matmul,
+        "mhc.pre": mhc.pre,
+        "mhc.post": mhc.post,
     }
     return makers[contract]()

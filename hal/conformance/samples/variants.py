@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hal.conformance.samples import attention, compression, matmul
+from hal.conformance.samples import attention, compression, matmul, mhc
 from hal.conformance.samples import experts as moe
 from hal.conformance.samples.batches import MIXED, Requests
 from hal.conformance.samples.sample import Sample
@@ -207,6 +207,23 @@ _RECIPES: Mapping[str, tuple[_Recipe, ...]] = {
                 "activation": "none",
                 "dtype": "bfloat16",
             },
+        ),
+    ),
+    "mhc.pre": (
+        _Recipe(
+            mhc.pre_sample,
+            _keys("dtype", streams="dtype")
+            | _keys("dim", tokens="tokens", hidden="hidden", streams="streams")
+            | _keys("attribute", iterations="iterations"),
+            {"tokens": 7, "hidden": 256, "dtype": "bfloat16"},
+        ),
+    ),
+    "mhc.post": (
+        _Recipe(
+            mhc.post_sample,
+            _keys("dtype", streams="dtype", y="dtype")
+            | _keys("dim", tokens="tokens", hidden="hidden", streams="streams"),
+            {"tokens": 7, "hidden": 256, "dtype": "bfloat16"},
         ),
     ),
 }

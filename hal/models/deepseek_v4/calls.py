@@ -140,7 +140,11 @@ def calls(
             _compress(config, numerics, "index.compress", CSA_RATIO, step),
             _select(config, numerics, context, step),
         ]
-    found += [*_moe(config, numerics, step), *_linears(config, numerics, step)]
+    found += [
+        *_moe(config, numerics, step),
+        *_linears(config, numerics, step),
+        *_hyper_connections(config, numerics, step),
+    ]
     return found
 
 
@@ -159,7 +163,7 @@ def uses(config: DeepseekV4Config, *, mtp: bool = True) -> Counter[str]:
     counts: Counter[str] = Counter()
     for layer in config.layers if mtp else range(config.num_hidden_layers):
         kind, ratio = config.kind(layer), config.ratio(layer)
-        counts.update(["window.store", attend_name(kind, ratio), "moe.ffn"])
+        counts.update(["window.store", attend_name(kind, ratio), "moe.ffn", *("mhc.pre", "mhc.post") * 2])
         counts.update(["route.hash" if config.is_hash(layer) else "route.top_k"])
         counts.update(f"linear.{name}" for name in ("wq_a", "wq_b", "wkv", "wo_b", "w1", "w3", "w2"))
         if kind != "swa":
@@ -296,3 +300,25 @@ def _linears(config: DeepseekV4Config, numerics: Numerics, step: dict[str, tuple
             layouts={"weight": numerics.linear},
             attributes={"activation": numerics.activation},
         )
+
+
+def _hyper_connections(
+    config: DeepseekV4Config, numerics: Numerics, step: dict[str, tuple[int, int]]
+) -> Iterator[Call]:
+    n, hidden = config.hc_mult, config.hidden_size
+    dtypes = {"streams": numerics.dtype}
+    yield Call(
+        "mhc.pre",
+        name="mhc.pre",
+        sizes={"streams": n, "hidden": hidden, "mixes": (2 + n) * n, "features": n * hidden},
+        ranges=step,
+        dtypes=dtypes,
+        attributes={"iterations": config.hc_sinkhorn_iters, "norm_eps": config.rms_norm_eps, "eps": config.hc_eps},
+    )
+    yield Call(
+        "mhc.post",
+        name="mhc.post",
+        sizes={"streams": n, "hidden": hidden},
+        ranges=step,
+        dtypes=dtypes | {"y": numerics.dtype},
+    )

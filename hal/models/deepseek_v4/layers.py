@@ -70,40 +70,16 @@ class HyperConnection(nn.Module):
     `fn [(2+n)n, n*hidden]`, `base [(2+n)n]`, `scale [3]`, all float32; `n` streams.
     """
 
-    def __init__(
-        self, fn: Tensor, base: Tensor, scale: Tensor, *, norm_eps: float, eps: float, iterations: int
-    ) -> None:
+    def __init__(self, operators: Operators, fn: Tensor, base: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.fn, self.base, self.scale = frozen(fn), frozen(base), frozen(scale)
-        self.norm_eps, self.eps, self.iterations = norm_eps, eps, iterations
+        self.pre, self.post = operators["mhc.pre"], operators["mhc.post"]
 
-    def collapse(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`streams [tokens, n, hidden]` -> input `[tokens, hidden]`, `post [tokens, n]` and `comb [tokens, n, n]`."""
-        count = streams.shape[-2]
-        full, mixes = _mixes(streams, self.fn, self.norm_eps)
-        pre, post, comb = mixes.split([count, count, count * count], dim=-1)
-        pre_base, post_base, comb_base = self.base.split([count, count, count * count])
-        pre = torch.sigmoid(pre * self.scale[0] + pre_base) + self.eps
-        post = 2 * torch.sigmoid(post * self.scale[1] + post_base)
-        comb = (comb * self.scale[2] + comb_base).unflatten(-1, (count, count))
-        return _weighted(pre, full).to(streams.dtype), post, self._sinkhorn(comb)
-
-    def expand(self, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-        """Sub-layer output `y [tokens, hidden]` back onto the streams: `post_k y + sum_j comb[j, k] stream_j`."""
-        mixed = comb.transpose(-1, -2) @ wide(streams)
-        return mixed.addcmul_(post.unsqueeze(-1), wide(y).unsqueeze(-2)).to(streams.dtype)
-
-    def _sinkhorn(self, comb: Tensor) -> Tensor:
-        """Sinkhorn-Knopp: rows first, ends on the columns; approximately doubly stochastic.
-
-        Tokens come last meanwhile: sums over four neighbours would be slow.
-        """
-        comb = comb.movedim(0, -1).contiguous().softmax(dim=1) + self.eps
-        comb = comb / (comb.sum(dim=0, keepdim=True) + self.eps)
-        for _ in range(self.iterations - 1):
-            comb = comb / (comb.sum(dim=1, keepdim=True) + self.eps)
-            comb = comb / (comb.sum(dim=0, keepdim=True) + self.eps)
-        return comb.movedim(-1, 0).contiguous()
+    def forward(self, streams: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """`streams [tokens, n, hidden]` through `sublayer`, which maps `[tokens, hidden]` to the same."""
+        y, post, comb = self.pre(streams, self.fn, self.scale, self.base)
+        out: Tensor = self.post(sublayer(y), streams, post, comb)
+        return out
 
 
 class HyperHead(nn.Module):
@@ -115,17 +91,9 @@ class HyperHead(nn.Module):
         self.norm_eps, self.eps = norm_eps, eps
 
     def forward(self, streams: Tensor) -> Tensor:
-        full, mixes = _mixes(streams, self.fn, self.norm_eps)
+        """`streams [tokens, n, hidden]` -> `[tokens, hidden]`; the weightless RMS norm scales after the product."""
+        full = wide(streams)
+        flat = full.flatten(-2)
+        mixes = F.linear(flat, self.fn) * inverse_rms(flat, self.norm_eps)
         pre = torch.sigmoid(mixes * self.scale + self.base) + self.eps
-        return _weighted(pre, full).to(streams.dtype)
-
-
-def _mixes(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The streams in float32 and their projection by `fn`; the weightless RMS norm scales after the product."""
-    full = wide(streams)
-    flat = full.flatten(-2)
-    return full, F.linear(flat, fn) * inverse_rms(flat, eps)
-
-
-def _weighted(weights: Tensor, streams: Tensor) -> Tensor:
-    return (weights.unsqueeze(-2) @ streams).squeeze(-2)
+        return (pre.unsqueeze(-2) @ full).squeeze(-2).to(streams.dtype)

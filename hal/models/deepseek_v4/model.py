@@ -35,15 +35,14 @@ class Block(nn.Module):
         self.ffn = MoE(weights, f"{prefix}ffn.", operators, layer)
         self.attn_norm = Norm(weights.full(f"{prefix}attn_norm.weight"), eps)
         self.ffn_norm = Norm(weights.full(f"{prefix}ffn_norm.weight"), eps)
-        self.hc_attn = _hyper_connection(weights, f"{prefix}hc_attn_")
-        self.hc_ffn = _hyper_connection(weights, f"{prefix}hc_ffn_")
+        self.hc_attn = _hyper_connection(weights, f"{prefix}hc_attn_", operators)
+        self.hc_ffn = _hyper_connection(weights, f"{prefix}hc_ffn_", operators)
 
     def forward(self, streams: Tensor, token_ids: Tensor, batch: Batch, caches: LayerCaches) -> Tensor:
         """`streams [tokens, n, hidden]` -> the same."""
-        x, post, comb = self.hc_attn.collapse(streams)
-        streams = self.hc_attn.expand(self.attn(self.attn_norm(x), batch, caches), streams, post, comb)
-        x, post, comb = self.hc_ffn.collapse(streams)
-        return self.hc_ffn.expand(self.ffn(self.ffn_norm(x), token_ids), streams, post, comb)
+        streams = self.hc_attn(streams, lambda x: self.attn(self.attn_norm(x), batch, caches))
+        out: Tensor = self.hc_ffn(streams, lambda x: self.ffn(self.ffn_norm(x), token_ids))
+        return out
 
 
 class DraftBlock(Block):
@@ -166,7 +165,7 @@ class DeepseekV4(nn.Module):
         Returns:
             Streams `[tokens, n, hidden]` for `head_logits` and `draft`.
         """
-        streams = F.embedding(token_ids, self.embed).unsqueeze(-2).expand(-1, self.config.hc_mult, -1)
+        streams = F.embedding(token_ids, self.embed).unsqueeze(-2).repeat(1, self.config.hc_mult, 1)
         for block, layer in zip(self.layers, caches.layers, strict=False):
             streams = block(streams, token_ids, batch, layer)
         return streams
@@ -228,14 +227,8 @@ class DeepseekV4(nn.Module):
         return self(token_ids, batch, caches), batch, caches, lengths
 
 
-def _hyper_connection(weights: Weights, prefix: str) -> HyperConnection:
-    config = weights.config
-    return HyperConnection(
-        *(weights.full(prefix + name) for name in ("fn", "base", "scale")),
-        norm_eps=config.rms_norm_eps,
-        eps=config.hc_eps,
-        iterations=config.hc_sinkhorn_iters,
-    )
+def _hyper_connection(weights: Weights, prefix: str, operators: Operators) -> HyperConnection:
+    return HyperConnection(operators, *(weights.full(prefix + name) for name in ("fn", "base", "scale")))
 
 
 def _hyper_head(weights: Weights, prefix: str) -> HyperHead:
