@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hal.bench.scale import V4, Scale
-from hal.conformance.samples import Sample, attention, compression, experts, matmul
+from hal.conformance.samples import Sample, attention, compression, experts, matmul, mhc
 from hal.conformance.samples.batches import Requests
 
 __all__ = ["calls"]
@@ -19,6 +19,7 @@ FP8, FP4 = ("fp8_block128", "e4m3_128"), ("mxfp4", "e4m3_32")
 def calls(scale: Scale = V4) -> Iterator[tuple[str, Sample]]:
     """What is called ("csa decode", ..) and the call, in the order of a layer."""
     for phase, tokens in (("decode", scale.decode), ("prefill", scale.prefill)):
+        yield f"streams {phase}", mhc.pre_sample(tokens, scale.hidden, "bfloat16")
         for name, sample in _attention(phase, scale):
             yield f"{name} {phase}", sample
         shape = experts.Shape(scale.hidden, scale.inter, scale.experts)
@@ -34,6 +35,7 @@ def calls(scale: Scale = V4) -> Iterator[tuple[str, Sample]]:
                 f"{scheme} {phase}",
                 matmul.matmul_sample(tokens, scale.hidden, scale.hidden, scheme, activation, "bfloat16"),
             )
+        yield f"streams {phase}", mhc.post_sample(tokens, scale.hidden, "bfloat16")
 
 
 def _attention(phase: str, scale: Scale) -> Iterator[tuple[str, Sample]]:

@@ -187,6 +187,16 @@ def _whole(arguments: tuple[Any, ...], _: Mapping[str, Any], out: int) -> Work:
     return Work(_bytes(*arguments) + out)
 
 
+def _mhc_pre(arguments: tuple[Any, ...], attributes: Mapping[str, Any], out: int) -> Work:
+    streams, fn, _, _ = arguments
+    return Work(_bytes(*arguments) + out, 2 * len(streams) * fn.numel() + 4 * streams.numel())
+
+
+def _mhc_post(arguments: tuple[Any, ...], _: Mapping[str, Any], out: int) -> Work:
+    _, streams, _, comb = arguments
+    return Work(_bytes(*arguments) + out, 2 * streams.numel() * (comb.shape[-1] + 1))
+
+
 def _matmul(arguments: tuple[Any, ...], _: Mapping[str, Any], out: int) -> Work:
     x, weight = arguments
     return Work(_bytes(x, weight) + out, _products(len(x), weight))
@@ -206,4 +216,6 @@ _COUNTS: dict[str, Callable[[tuple[Any, ...], Mapping[str, Any], int], Work]] = 
     "moe.ffn": _ffn,
     "quant.quantize": _whole,
     "quant.matmul": _matmul,
+    "mhc.pre": _mhc_pre,
+    "mhc.post": _mhc_post,
 }

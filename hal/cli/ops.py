@@ -34,6 +34,7 @@ def command(json: Json = False) -> None:
             "doc": contract.doc,
             "numerics": contract.numerics,
             "parts": list(contract.parts),
+            "portable": contract.portable,
             "kernels": {backend: found.get(contract.name, []) for backend, found in kernels.items()},
         }
         for contract in ops.CONTRACTS.values()
@@ -63,13 +64,15 @@ def _table(rows: list[dict[str, Any]], backends: list[str]) -> Table:
     made = table("contract", "meaning", *backends)
     for row in rows:
         name = Text(row["contract"]) + Text(f" v{row['version']}", style="dim")
-        cells = [_cell(row["kernels"][backend]) for backend in backends]
+        cells = [_cell(row["kernels"][backend], row["portable"]) for backend in backends]
         made.add_row(name, Text(re.split(r"\.\s+(?=[A-Z])", row["doc"])[0].rstrip("."), style="dim"), *cells)
     return made
 
 
-def _cell(kernels: list[dict[str, str]]) -> Text:
-    """`2 declared, 1 verified`; a dash where there is none; the reference defines what right is."""
+def _cell(kernels: list[dict[str, str]], portable: bool) -> Text:
+    """`2 declared, 1 verified`; a dash where there is none, or the reference that serves; it defines what right is."""
+    if not kernels and portable:
+        return Text("reference", style="dim")
     if [kernel["tier"] for kernel in kernels] == ["defines"]:
         return Text("defines", style="dim")
     tiers = Counter(kernel["tier"] for kernel in kernels)

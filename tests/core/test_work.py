@@ -58,3 +58,10 @@ def test_quantisers_read_values_and_write_codes_and_scales() -> None:
 def test_the_least_time_is_set_by_the_scarcer_of_the_two() -> None:
     assert Work(100, 1000).seconds(bandwidth=10, flops=1000) == 10
     assert Work(100, 1000).seconds(bandwidth=1000, flops=10) == 100
+
+
+def test_streams_are_read_once_by_each_half_of_a_hyper_connection() -> None:
+    pre, post = mhc.pre_sample(5, 256, "bfloat16"), mhc.post_sample(5, 256, "bfloat16")
+    small = (24 * 1024 + 3 + 24) * 4
+    assert counted(pre, ()) == Work(5 * 1024 * 2 + small, 2 * 5 * 1024 * (24 + 2))
+    assert counted(post, ()) == Work(5 * (256 + 1024) * 2 + 5 * 20 * 4, 2 * 5 * 1024 * 5)

@@ -116,6 +116,16 @@ def _ffn(m, scheme, activation):
     return arguments, {"experts": 4, "clamp": 2.0, "activation": activation}
 
 
+def _mhc(m):
+    streams, fn = m.normal(m.tokens, 4, 96), m.normal(24, 384, dtype=F32) * 384**-0.5
+    return streams, fn, torch.tensor([1.0, 0.7, 1.5]), 2 * m.normal(24, dtype=F32)
+
+
+def _mhc_post(m):
+    comb = (2 * m.normal(m.tokens, 4, 4, dtype=F32)).softmax(-1)
+    return m.normal(m.tokens, 96), m.normal(m.tokens, 4, 96), m.normal(m.tokens, 4, dtype=F32).sigmoid(), comb
+
+
 def _combine(m):
     dispatched = m.dispatched("none")
     return (m.normal(len(dispatched.rows), 96), dispatched, m.normal(m.tokens, 96)), {}
@@ -170,6 +180,8 @@ CALLS = {
         (m.normal(m.tokens, 256), prepare(m.normal(96, 256, dtype=F32), "bf16")),
         {"activation": "none"},
     ),
+    "mhc.pre": lambda m: (_mhc(m), {"iterations": 20, "norm_eps": 1e-6, "eps": 1e-6}),
+    "mhc.post": lambda m: (_mhc_post(m), {}),
     "quant.matmul/int8": lambda m: (
         (m.normal(m.tokens, 256), prepare(m.normal(96, 256, dtype=F32), "w8a8_int8")),
         {"activation": "int8_token"},
