@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hal.bench.work import Work, work
-from hal.conformance.samples import Sample, attention, experts, matmul
+from hal.conformance.samples import Sample, attention, experts, matmul, mhc
 from hal.conformance.samples.batches import Requests
 from hal.formats import quantize
 
