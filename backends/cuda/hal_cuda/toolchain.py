@@ -119,7 +119,7 @@ def build(source: Source, chip: Chip) -> Machine:
     kernel = triton.compile(
         ASTSource(source.function, signature, constants, attributes),
         target=chip.target,
-        options={"num_warps": source.warps, "num_stages": source.stages},
+        options={"num_warps": source.warps, "num_stages": source.stages, "enable_fp_fusion": True},  # Triton's default
     )
     products = frozenset(_products(kernel.asm["ttir"]))
     shared, warps = kernel.metadata.shared, kernel.metadata.num_warps

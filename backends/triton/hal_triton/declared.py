@@ -216,4 +216,21 @@ def kernels(
             _multiplies("weight"),
             notes="FP8, block-scaled or int8 units where the chip has them, else bfloat16; plain bf16 goes to torch.",
         ),
+        kernel(
+            "mhc.pre",
+            "mhc",
+            dtype("streams").one_of("bfloat16"),
+            dim("streams").one_of(4),
+            batch_invariant=True,
+            notes="Products in parts of the channels, added in order; float32 weights as three bfloat16 parts.",
+        ),
+        kernel(
+            "mhc.post",
+            "mhc",
+            dtype("streams").one_of(*DTYPES),
+            dtype("y").one_of(*DTYPES),
+            dim("streams").one_of(2, 4, 8),
+            batch_invariant=True,
+            notes="Float32 sums, rounded once.",
+        ),
     )
