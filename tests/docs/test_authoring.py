@@ -22,9 +22,12 @@ def block(title: str) -> str:
     return found.group(1)
 
 
+INSTALL = block("commands").splitlines()[0]
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """An environment that sees this one's packages, with nothing of ACME in it yet."""
+    """An environment that sees this one's packages, and ACME's as the first command of the guide installs it."""
     folder = tmp_path_factory.mktemp("acme")
     venv.create(folder / "venv", with_pip=False)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
@@ -42,6 +45,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     (folder / "examples").symlink_to(ROOT / "examples")
     env = {name: value for name, value in os.environ.items() if not name.startswith("HAL_")}
     env |= {"PATH": f"{scripts}{os.pathsep}{env['PATH']}", "COLUMNS": "120", "XDG_CACHE_HOME": str(folder / "cache")}
+    subprocess.run(["bash", "-c", INSTALL], cwd=folder, env=env, check=True, capture_output=True)
     return folder, env
 
 
@@ -81,10 +85,12 @@ def test_a_constraint_that_is_too_narrow_is_found(environment: tuple[Path, dict[
     assert done.returncode == 1
     assert all(line in done.stdout for line in block("hidden says").strip().splitlines()), done.stdout
     module = folder / "hal-acme" / "hal_acme.py"
-    module.write_text(module.read_text().replace('        dim("experts").between(1, 1024),\n', ""))
-    subprocess.run(["bash", "-c", block("commands").splitlines()[0]], cwd=folder, env=env, check=True)
-    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
-    assert "1 = 1 passed: green" in done.stdout, done.stdout
+    narrow = module.read_text()
+    for text in (narrow.replace('        dim("experts").between(1, 1024),\n', ""), narrow):
+        module.write_text(text)
+        subprocess.run(["bash", "-c", INSTALL], cwd=folder, env=env, check=True)
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+        assert ("1 = 1 passed: green" in done.stdout) == (text != narrow), done.stdout
 
 
 def test_a_wrong_kernel_is_caught_named_and_put_right(environment: tuple[Path, dict[str, str]]) -> None:
@@ -102,7 +108,9 @@ def test_a_wrong_kernel_is_caught_named_and_put_right(environment: tuple[Path, d
     (package / "hal_acme_fast.py").write_text(block("right/hal_acme_fast.py"))
     said = run("right", environment)
     assert "green" in said["verify"]
-    assert all(name in said["ops"] for name in ("acme", "cpu", "moe.combine", "declared"))
+    assert all(
+        name in said["ops"] for name in ("acme", "cpu", "jax", "reference", "moe.combine", "declared", "defines")
+    )
     assert "acme.combine" in run("pack", environment)["explain"]
 
 
@@ -134,6 +142,16 @@ def test_the_template(environment: tuple[Path, dict[str, str]]) -> None:
     assert done.returncode == 1
     assert "ajax.matmul" in done.stdout + done.stderr
     assert "hal replay" in done.stdout + done.stderr
+
+
+def test_the_template_with_a_stand_in(environment: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = environment
+    said = run("emulated", environment)
+    assert "green" in said["verify"]
+    assert "backend musa" in said["generate"]
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir=", "-p", "hal_musa"]
+    done = subprocess.run(mypy, cwd=folder / "hal-musa", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
