@@ -12,7 +12,7 @@ import deep_ep_ops
 import pytest
 import torch
 from hal_cuda.adapters import deep_ep, deep_gemm, probe
-from library_lab import FORMS, WHEELS, installed, python_of
+from library_lab import FORMS, installed, python_of
 from rank_lab import RANKS, local, together
 
 from hal.conformance.samples.experts import EXPERTS, ffn_sample
@@ -60,7 +60,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     folder = tmp_path_factory.mktemp("deep_ep")
     if python_of("sgl_deep_ep", folder) is None:
-        pytest.skip(f"no wheel of sgl-deep-ep; put one where {WHEELS} says")
+        pytest.skip("incomplete: no wheel of sgl-deep-ep; `make .wheels-cuda` downloads them")
     with installed(folder), pytest.MonkeyPatch.context() as patch:
         for name in ("EP_SUPPRESS_NCCL_CHECK", "CUDA_HOME", "NCCL_DIR"):
             patch.setenv(name, "1")

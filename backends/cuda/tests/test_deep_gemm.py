@@ -14,7 +14,7 @@ import pytest
 import torch
 from hal_cuda.adapters import deep_gemm, probe
 from hal_cuda.adapters.declared import HALVES
-from library_lab import FORMS, WHEELS, installed, judged, python_of
+from library_lab import FORMS, installed, judged, python_of
 
 from hal.conformance.samples.attention import index_scores_sample, select_sample
 from hal.conformance.samples.batches import DECODE, EMPTY, LONG, MIXED, PREFILL
@@ -75,7 +75,7 @@ def version(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("CUDA_HOME", str(tmp_path))
         folder = python_of("sgl_deep_gemm", tmp_path, ("deep_gemm/_C.so",))
         if folder is None:
-            pytest.skip(f"no wheel of sgl-deep-gemm; put one where {WHEELS} says")
+            pytest.skip("incomplete: no wheel of sgl-deep-gemm; `make .wheels-cuda` downloads them")
     with installed(folder):
         yield request.param
 

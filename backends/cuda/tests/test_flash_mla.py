@@ -10,7 +10,7 @@ import flash_mla_ops
 import pytest
 import torch
 from hal_cuda.adapters import flash_mla, probe
-from library_lab import FORMS, WHEELS, installed, judged, python_of
+from library_lab import FORMS, installed, judged, python_of
 
 from hal.conformance.samples.attention import attend_sample
 from hal.conformance.samples.batches import DECODE, EMPTY, LONG, MIXED, PREFILL, Requests
@@ -56,7 +56,7 @@ def library(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
         folder = python_of("sgl_flash_mla", tmp_path, ("flash_mla/cuda.abi3.so", "flash_mla/_C_legacy.abi3.so"))
         if folder is None:
-            pytest.skip(f"no wheel of sgl-flash-mla; put one where {WHEELS} says")
+            pytest.skip("incomplete: no wheel of sgl-flash-mla; `make .wheels-cuda` downloads them")
     with installed(folder):
         yield
 

@@ -12,7 +12,7 @@ import flashinfer_ops
 import pytest
 import torch
 from hal_cuda.adapters import flashinfer, probe
-from library_lab import FORMS, WHEELS, Absentees, installed, judged, python_of
+from library_lab import FORMS, Absentees, installed, judged, python_of
 
 from hal.conformance.samples.attention import attend_sample
 from hal.conformance.samples.batches import DECODE, EMPTY, LONG, MIXED, PREFILL, Requests
@@ -45,7 +45,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     folder = tmp_path_factory.mktemp("flashinfer")
     if python_of("flashinfer_python", folder) is None or python_of("apache_tvm_ffi", folder, whole=True) is None:
-        pytest.skip(f"no wheels of flashinfer-python and apache-tvm-ffi; put them where {WHEELS} says")
+        pytest.skip("incomplete: no wheel of flashinfer-python and apache-tvm-ffi; `make .wheels-cuda` downloads them")
     with installed(folder), pytest.MonkeyPatch.context() as patch:
         importlib.import_module("tvm_ffi")
         patch.setattr(sys, "meta_path", [*sys.meta_path, Absentees("cuda", "pynvml", "requests", "tabulate", "einops")])
