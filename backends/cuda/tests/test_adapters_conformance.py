@@ -18,6 +18,7 @@ from hal_cuda.adapters.declared import adapters
 from library_lab import FORMS, installed
 
 from hal.conformance.cases import cases_of
+from hal.conformance.laws import capture
 from hal.conformance.trial import Subject
 from hal.formats import quantize
 from hal.target import Target, described
@@ -43,6 +44,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return done.codes, done.scales
 
     monkeypatch.setattr(deep_gemm, "quantize", plain)
+    bodies = ("flash_mla_ops", "deep_gemm_ops", "flashinfer_ops")
+    monkeypatch.setattr(capture, "STAND_INS", (*capture.STAND_INS, *bodies))
     monkeypatch.setattr(flashinfer, "WORKSPACE", 1024)
     libraries = flash_mla_ops.register()
     yield
@@ -69,3 +72,20 @@ def test_every_case(form: str, chip: str, monkeypatch: pytest.MonkeyPatch) -> No
             assert len(cases) > 15, kernel.id
             for case in cases:
                 case.run(Subject(kernel, target, nullcontext))
+            if kernel.capturable:  # the suite takes laws' samples from those that all kernels have
+                sample = next(case.sample for case in cases if case.kind == "parity" and case.sample is not None)
+                capture.CAPTURED.holds(Subject(kernel, target, nullcontext), sample)
+
+
+def test_the_others_say_why_no_graph_records_them() -> None:
+    others = {kernel.id: kernel.notes for chip in ("sm90", "sm100", "sm120") for kernel in adapters(on_host(chip))}
+    for chip in ("sm90", "sm100", "sm120"):
+        for kernel in adapters(on_host(chip)):
+            if kernel.capturable:
+                others.pop(kernel.id, None)
+    assert set(others) == {
+        "cuda.index_scores.deep_gemm",  # its width
+        "cuda.dispatch.deep_ep",  # waits for counts
+        "cuda.combine.deep_ep",  # with what dispatch left
+        "cuda.ffn.megamoe",  # needs several processes
+    }

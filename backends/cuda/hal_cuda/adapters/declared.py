@@ -41,6 +41,7 @@ def _flash_mla(target: Target) -> list[Kernel]:
             "flash_mla:attend_selected",
             *common,
             layout("rows").one_of("selected"),
+            capturable=True,
             notes="Sparse decoding; lists are read as far as they are filled. Heads are padded to 64 or 128.",
         ),
         _kernel(
@@ -48,6 +49,7 @@ def _flash_mla(target: Target) -> list[Kernel]:
             "attn.attend",
             "flash_mla:attend",
             *common,
+            capturable=True,
             notes="Sparse decoding over lists with -1 anywhere. Heads are padded to 64 or 128.",
         ),
     ]
@@ -71,6 +73,7 @@ def _flashinfer(target: Target) -> list[Kernel]:
             "flashinfer:attend_selected",
             *common,
             layout("rows").one_of("selected"),
+            capturable=True,
             notes="DeepSeek-V4 decoding; lists are read as far as they are filled. Heads are padded to 8 ... 128.",
         ),
         _kernel(
@@ -78,6 +81,7 @@ def _flashinfer(target: Target) -> list[Kernel]:
             "attn.attend",
             "flashinfer:attend",
             *common,
+            capturable=True,
             notes="DeepSeek-V4 decoding over lists with -1 anywhere. Heads are padded to 8 ... 128.",
         ),
     ]
@@ -112,6 +116,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             attribute("activation").one_of("e4m3_128"),
             dim("features").multiple_of(128),
             dim("outputs").multiple_of(64),
+            capturable=True,
             notes="FP8 blocks: rows quantised by Triton, scales in the chip's form, weights' once.",
         ),
         _kernel(
@@ -119,6 +124,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             "attn.select",
             "deep_gemm:select",
             *logits,
+            capturable=True,
             notes="Paged logits over pages of 64 rows, every token a request of one query; torch rotates and chooses.",
         ),
         _kernel(
@@ -126,7 +132,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             "attn.index_scores",
             "deep_gemm:index_scores",
             *logits,
-            notes="Paged logits over pages of 64 rows, every token a request of one query.",
+            notes="Paged logits over pages of 64 rows, every token a request of one query. Its width is the host's.",
         ),
         _kernel(
             "experts.deep_gemm",
@@ -138,6 +144,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             layout("w2").one_of("fp8_block128"),
             attribute("activation").one_of("e4m3_128"),
             precision=HALVES,
+            capturable=True,
             notes="Two grouped products over segments brought to its alignment. Gate and up are rounded to bfloat16.",
         ),
         _kernel(
@@ -151,6 +158,7 @@ def _deep_gemm(target: Target) -> list[Kernel]:
             layout("w2").one_of("mxfp4"),
             attribute("activation").one_of("e4m3_128", "e4m3_32"),
             precision=HALVES,
+            capturable=True,
             notes="As experts.deep_gemm, FP8 rows times FP4 weights.",
         ),
     ]
@@ -169,7 +177,7 @@ def _deep_ep(target: Target) -> list[Kernel]:
             dtype("x").one_of("bfloat16"),
             attribute("activation").one_of("none", "e4m3_128"),
             few,
-            notes="Over a group: one row per expert, segments aligned to 128. Within one process: cuda.dispatch.",
+            notes="Over a group: one row per expert, segments of 128; counts go to the host. Alone: cuda.dispatch.",
         ),
         _kernel(
             "combine.deep_ep",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from hal_triton.common import widest
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from hal.errors import ContractError
 from hal.formats import hadamard_transform
 from hal.rope import rotate
 from hal_cuda.adapters import probe
-from hal_cuda.adapters.lists import per_table, records, token_slots, widest
+from hal_cuda.adapters.lists import per_table, records, token_slots
 
 if TYPE_CHECKING:
     from hal.batch import Batch
@@ -72,7 +73,7 @@ def select(
 
     Nothing is scored while every visible entry is chosen.
     """
-    tokens, width, visible = len(q), widest(batch, ratio), batch.visible(ratio)[:, None]
+    tokens, width, visible = len(q), widest(batch, cache, ratio), batch.visible(ratio)[:, None]
     if width <= top_k:
         place = torch.arange(top_k, dtype=torch.int32, device=q.device)
         return torch.where(place < visible, place, -1)
@@ -114,7 +115,7 @@ def _scores(
             where="DeepGEMM",
             fix=f"allocate the indexer's cache with pages of {PAGE} rows, or set HAL_OPS='attn.select=cuda.select'",
         )
-    width, heads, dim, activation = widest(batch, ratio), *q.shape[1:], cache.layout.index_activation
+    width, heads, dim, activation = widest(batch, cache, ratio), *q.shape[1:], cache.layout.index_activation
     tokens = high - low
     if not tokens or not width:
         return torch.empty(tokens, width, device=q.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from hal_triton.common import widest
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ __all__ = [
     "per_table",
     "records",
     "token_slots",
-    "widest",
     "window_rows",
 ]
 
@@ -38,12 +38,6 @@ def per_table(batch: Batch, cache: KVCache, key: Hashable, make: Callable[[], Ma
 def token_slots(batch: Batch) -> Tensor:
     """int64 [tokens]: slot of each token's request."""
     return batch.derive(("cuda", "token slots"), lambda: batch.slots[batch.request])
-
-
-def widest(batch: Batch, ratio: int) -> int:
-    """Most entries that a token of this batch sees."""
-    ends = (start + length for start, length in zip(batch.starts, batch.lengths, strict=True) if length)
-    return max(ends, default=0) // ratio
 
 
 def window_rows(batch: Batch, cache: KVCache, size: int, multiple: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +74,7 @@ def entries(
 
 def _seen(batch: Batch, cache: KVCache, ratio: int, multiple: int) -> tuple[Tensor, Tensor]:
     visible = batch.visible(ratio)
-    return _from(batch, cache, torch.zeros_like(visible), visible, widest(batch, ratio), multiple)
+    return _from(batch, cache, torch.zeros_like(visible), visible, widest(batch, cache, ratio), multiple)
 
 
 def records(cache: KVCache) -> Tensor:
