@@ -92,8 +92,11 @@ def _select(arguments: tuple[Any, ...], attributes: Mapping[str, Any], out: int)
 
 
 def _index_scores(arguments: tuple[Any, ...], attributes: Mapping[str, Any], out: int) -> Work:
+    """The query of a token that sees nothing needs no reading."""
     q, weights, batch, cache = arguments
-    return _scored(q, weights, batch.visible(attributes["ratio"]), batch.request, cache, out)
+    visible = batch.visible(attributes["ratio"])
+    scored = visible > 0
+    return _scored(q[scored], weights[scored], visible[scored], batch.request[scored], cache, out)
 
 
 def _scored(q: Tensor, weights: Tensor, visible: Tensor, request: Tensor, cache: KVCache, out: int) -> Work:
