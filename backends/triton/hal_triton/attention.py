@@ -11,16 +11,16 @@ from hal_triton.common import widest
 from hal_triton.kernels.attend import attend_kernel, merge_kernel
 from hal_triton.kernels.rows import Pages
 from hal_triton.launch import launch, tiles
-from hal_triton.tuning import chip, config
+from hal_triton.tuning import chip, config, has
 
 if TYPE_CHECKING:
     from hal.batch import Batch
     from hal.cache import KVCache
 
-PROGRAMS = 256
-"""Enough programs to occupy a chip; rows are cut into parts while there are fewer."""
-PART = 256
-"""Rows a part has at least: merging a part costs about as much as attending to 16 rows."""
+PROGRAMS = 128
+"""About as many as there are multiprocessors, which hold one program each; rows are cut while there are fewer."""
+PART = 512
+"""Rows that need no cut: sums of a part of 64 heads cross memory twice, as many bytes as 450 packed rows."""
 LOG2E = 1.4426950408889634
 
 
@@ -38,14 +38,16 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """`attn.attend`: q[tokens, heads, head_dim] -> out like q, lse[tokens, heads] float32.
 
-    Few tokens over long rows are cut into parts of at least 256 rows and merged.
+    Few tokens get tiles of fewer heads first, which costs no bytes; then long rows are cut into parts and merged.
     """
     tokens, heads, _ = q.shape
-    seen = _rows_seen(compressed, rows, batch, ratio)
-    head_tile = config(f"attend-{_family(window)}", chip())["H"]
-    programs = max(1, tokens * tiles(heads, head_tile))
-    parts = max(1, min(tiles(seen, PART), PROGRAMS // programs))
-    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, parts)
+    entry = f"attend-{_family(window)}"
+    few = tokens * tiles(heads, config(entry, chip())["H"]) < PROGRAMS
+    if few and entry == "attend-v4" and has("attend-v4-few", chip()):
+        entry = "attend-v4-few"
+    programs = max(1, tokens * tiles(heads, config(entry, chip())["H"]))
+    parts = max(1, min(tiles(_rows_seen(compressed, rows, batch, ratio), PART), PROGRAMS // programs))
+    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, entry, parts)
 
 
 def attend_whole(
@@ -61,7 +63,8 @@ def attend_whole(
     ratio: int,
 ) -> tuple[Tensor, Tensor]:
     """`attn.attend` without cutting: a token's bits do not depend on the batch around it."""
-    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, 1)
+    entry = f"attend-{_family(window)}"
+    return _attend(q, window, compressed, rows, sink, batch, scale, window_size, ratio, entry, 1)
 
 
 def _family(window: KVCache) -> str:
@@ -87,6 +90,7 @@ def _attend(
     scale: float,
     window_size: int,
     ratio: int,
+    entry: str,
     parts: int,
 ) -> tuple[Tensor, Tensor]:
     tokens, heads, dim = q.shape
@@ -95,7 +99,7 @@ def _attend(
     seen = _rows_seen(compressed, rows, batch, ratio)
     cache = window if compressed is None else compressed
     near, far = Pages.of(window), Pages.of(cache)
-    tuned = config(f"attend-{_family(window)}", chip())
+    tuned = config(entry, chip())
     part_rows = tiles(tiles(max(1, seen), parts), tuned["N"]) * tuned["N"]
     part_out, part_lse = out, lse
     if parts > 1:

@@ -23,7 +23,7 @@ from hal_triton.kernels.experts import (
 )
 from hal_triton.kernels.gemm import linear_kernel
 from hal_triton.launch import as_bytes, launch, power_of_two, tiles
-from hal_triton.matmul import FEW_ROWS, block, empty_codes, operand, quantize, unit
+from hal_triton.matmul import FEW_ROWS, block, empty_codes, operand, product_config, quantize, unit
 from hal_triton.tuning import chip, config
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clam
     size = "small" if rows <= FEW_ROWS * local else "large"
     scaled = dispatched.scales is not None
     how = unit(dispatched.activation, w13.scheme, hidden) if scaled else "bf16"
-    tuned = config(f"gate-up-{how}-{size}", chip())
+    tuned = product_config("gate-up", how, size)
     own = row_tiles(dispatched, tuned["BM"])
     a, a_scales = operand(dispatched.rows, dispatched.scales)
     w, w_scales = operand(w13.codes, w13.scales)
@@ -222,7 +222,7 @@ def _down(
     """The second product of every row with its expert's `w2`."""
     _, outputs, width = w2.shape
     how = unit(activation, w2.scheme, width)
-    tuned = config(f"linear-{how}-{size}", chip())
+    tuned = product_config("linear", how, size)
     if tuned["BM"] != own_size:
         own = row_tiles(dispatched, tuned["BM"])
     out = torch.empty(len(codes), outputs, dtype=dispatched.dtype, device=codes.device)

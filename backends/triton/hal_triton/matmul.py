@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hal_triton.kernels.codes import quantize_int8_kernel, quantize_kernel
 from hal_triton.kernels.gemm import linear_kernel
 from hal_triton.launch import as_bytes, launch, power_of_two, tiles
-from hal_triton.tuning import chip, config, native_fp8, native_scaled
+from hal_triton.tuning import Config, chip, config, native_fp8, native_mixed, native_scaled
 
 if TYPE_CHECKING:
     from hal.formats import PackedWeight
@@ -63,8 +63,13 @@ def unit(activation: str, scheme: str, width: int) -> str:
     if scheme == "fp8_block128" and activation == "e4m3_128" and native_fp8(chip()):
         return "fp8"
     if scheme in ("mxfp4", "mxfp8") and activation.startswith("e4m3") and native_scaled(chip()) and width % 128 == 0:
-        return "scaled"
+        return "scaled" if scheme == "mxfp8" or native_mixed(chip()) else "widened"
     return "bf16"
+
+
+def product_config(kernel: str, how: str, size: str) -> Config:
+    """The configuration of a product on the active chip; "widened" operands make "scaled" products."""
+    return config(f"{kernel}-{'scaled' if how == 'widened' else how}-{size}", chip())
 
 
 def operand(codes: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -91,7 +96,7 @@ def linear(codes: Tensor, scales: Tensor | None, activation: str, weight: Packed
     rows, (outputs, width) = len(codes), weight.shape
     out = torch.empty(rows, outputs, dtype=dtype, device=codes.device)
     how = unit(activation, weight.scheme, width)
-    tuned = config(f"linear-{how}-{'small' if rows <= FEW_ROWS else 'large'}", chip())
+    tuned = product_config("linear", how, "small" if rows <= FEW_ROWS else "large")
     a, a_scales = operand(codes, scales)
     w, w_scales = operand(weight.codes, weight.scales)
     row_tiles = tiles(rows, tuned["BM"])

@@ -10,10 +10,10 @@ from torch import Tensor
 from hal_triton.common import frequencies, widest
 from hal_triton.experts import as_rows
 from hal_triton.kernels.rows import Pages
-from hal_triton.kernels.select import query_kernel, score_kernel, top_k_kernel
+from hal_triton.kernels.select import query_kernel, score_kernel, select_kernel, top_k_kernel
 from hal_triton.launch import launch, power_of_two, tiles
 from hal_triton.matmul import empty_codes
-from hal_triton.tuning import chip, config, native_fp8
+from hal_triton.tuning import chip, config, has, native_fp8
 
 if TYPE_CHECKING:
     from hal.batch import Batch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SEGMENT = 8192
 """Scores that one program chooses from."""
+ENTRIES = 2048
+"""Entries that one program scores and chooses from."""
 SCORES = 1 << 26
 """Scores held at a time: 256 MiB."""
 
@@ -48,6 +50,10 @@ def select(
         place = torch.arange(top_k, dtype=torch.int32, device=q.device)
         return torch.where(place < batch.visible(ratio)[:, None], place, -1)
     activation = cache.layout.index_activation
+    chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=q.device)
+    if has("select", chip()) and dim == 128 and heads <= 64 and 2 * top_k <= ENTRIES:
+        _select(q, weights, rope, batch, cache, chosen, width, ratio, hadamard, scale)
+        return chosen
     codes, scales = empty_codes(tokens * heads, dim, activation, q.dtype, q.device)
     tuned = config("query", chip())
     launch(
@@ -66,7 +72,6 @@ def select(
         HADAMARD=hadamard,
         ACTIVATION=activation,
     )
-    chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=q.device)
     step = max(1, SCORES // width)
     held = torch.empty(min(step, tokens), width, device=q.device)
     for low in range(0, tokens, step):
@@ -76,6 +81,68 @@ def select(
         _score(codes[at], scales[at], weights[low : low + count], batch, low, cache, scores, activation, ratio, scale)
         _top_k(scores, None, batch.positions[low : low + count], chosen[low : low + count], ratio)
     return chosen
+
+
+def _select(
+    q: Tensor,
+    weights: Tensor,
+    rope: Rope,
+    batch: Batch,
+    cache: KVCache,
+    chosen: Tensor,
+    width: int,
+    ratio: int,
+    hadamard: bool,
+    scale: float,
+) -> None:
+    """Best entries of each token into `chosen`: scored and chosen at once, then the best of all segments' best."""
+    (tokens, heads, dim), top_k, pages = q.shape, chosen.shape[1], Pages.of(cache)
+    activation, tuned = cache.layout.index_activation, config("select", chip())
+    q, weights = q.contiguous(), weights.contiguous()
+    each = tiles(min(power_of_two(width), ENTRIES), tuned["N"])
+    segments = tiles(width, each * tuned["N"])
+    step = tokens if segments == 1 else max(1, SCORES // (segments * top_k))
+    for low in range(0, tokens, step):
+        part = slice(low, low + step)
+        into, positions = chosen[part], batch.positions[part]
+        best = into if segments == 1 else into.new_empty(len(into), segments * top_k)
+        kept = weights if segments == 1 else torch.empty(best.shape, device=q.device)
+        launch(
+            select_kernel,
+            len(into) * segments,
+            tuned,
+            q[part],
+            weights[part],
+            frequencies(rope, q.device),
+            positions,
+            batch.request[part],
+            batch.slots,
+            cache.block_table,
+            cache.block_table.shape[1],
+            pages.data,
+            pages.scales,
+            pages.page_bytes,
+            kept,
+            best,
+            len(into),
+            heads,
+            segments,
+            top_k,
+            scale,
+            D=dim,
+            PAIRS=rope.dim // 2,
+            HADAMARD=hadamard,
+            RATIO=ratio,
+            BLOCK=pages.block,
+            KIND=_kind(pages),
+            ACTIVATION=_values(activation),
+            UNIT=_unit(pages, activation),
+            H=max(16, power_of_two(heads)),
+            LAST=segments == 1,
+            TILES=each,
+        )
+        if segments > 1:
+            _top_k(kept, best, positions, into, ratio)
 
 
 def index_scores(q: Tensor, weights: Tensor, batch: Batch, cache: KVCache, *, ratio: int, scale: float) -> Tensor:
@@ -103,7 +170,6 @@ def _score(
     """Scores of the batch's tokens from `low` on, `codes` and `scales` [tokens * heads, ...]."""
     (tokens, width), heads, pages = scores.shape, weights.shape[1], Pages.of(cache)
     tuned = config("score", chip())
-    native = pages.kind == "fp8" and activation == "e4m3_128" and native_fp8(chip())
     launch(
         score_kernel,
         tokens * tiles(width, tuned["N"]),
@@ -127,12 +193,25 @@ def _score(
         D=cache.layout.head_dim,
         RATIO=ratio,
         BLOCK=pages.block,
-        KIND="bf16" if pages.kind.startswith("bf16") else pages.kind,
-        ACTIVATION="bf16" if activation == "none" else activation,
-        UNIT="fp8" if native else "bf16",
+        KIND=_kind(pages),
+        ACTIVATION=_values(activation),
+        UNIT=_unit(pages, activation),
         H=max(16, power_of_two(heads)),
         FILL=fill,
     )
+
+
+def _kind(pages: Pages) -> str:
+    return "bf16" if pages.kind.startswith("bf16") else pages.kind
+
+
+def _values(activation: str) -> str:
+    return "bf16" if activation == "none" else activation
+
+
+def _unit(pages: Pages, activation: str) -> str:
+    native = pages.kind == "fp8" and activation == "e4m3_128" and native_fp8(chip())
+    return "fp8" if native else "bf16"
 
 
 def _top_k(scores: Tensor, rows: Tensor | None, positions: Tensor, out: Tensor, ratio: int) -> None:

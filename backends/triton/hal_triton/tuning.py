@@ -56,6 +56,12 @@ def table() -> Mapping[str, Mapping[str, Any]]:
 
 
 @cache
+def has(kernel: str, chip: str) -> bool:
+    """Whether `kernel` is for `chip`; the table's `without` names chips where other kernels do its work."""
+    return chip not in table()[kernel].get("without", ())
+
+
+@cache
 def config(kernel: str, chip: str) -> Config:
     """The configuration of `kernel` on `chip`; a chip without an entry of its own has the kernel's default."""
     entries = table()[kernel]
@@ -95,5 +101,10 @@ def native_fp8(name: str) -> bool:
 
 
 def native_scaled(name: str) -> bool:
-    """Whether the chip multiplies block-scaled e4m3 and e2m1 (NVIDIA's data-centre Blackwell)."""
+    """Whether the chip multiplies block-scaled codes (NVIDIA's Blackwell)."""
+    return native_mixed(name) or name in ("sm120", "sm121")
+
+
+def native_mixed(name: str) -> bool:
+    """Whether Triton multiplies block-scaled e4m3 with e2m1 by the chip's unit (data-centre Blackwell's)."""
     return name in ("sm100", "sm103")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hal_emulators import triton as emulator
 from hal_triton import attention, compression, selection
+from hal_triton.tuning import stand_in
 from triton_lab import batch, cache, close, fill, twin
 
 from hal.cache import StateCache
@@ -90,21 +90,25 @@ def test_parts_merge_to_the_whole():
 
 
 @pytest.mark.parametrize("layout", ["index_fp8_132", "index_mxfp4_68", "index_bf16_mxfp4", "rows_bf16"])
-@pytest.mark.parametrize("chip", ["sm80", "sm90"])
-def test_select(layout, chip):
-    emulator.activate(chip)
+@pytest.mark.parametrize("chip", ["sm80", "sm90", "a2"])
+@pytest.mark.parametrize("entries", [selection.ENTRIES, 64])
+def test_select(layout, chip, entries, monkeypatch):
+    """Scored and chosen at once, in one segment and in several; on a2 one after the other."""
+    monkeypatch.setattr(selection, "ENTRIES", entries)
     requests = ((3, 0), (2, 77), (1, 300))
     keys = filled(layout, 128, requests, 4, block=16)
     b = batch(*requests)
     q, weights = randn(1, b.tokens, 6, 128).bfloat16(), randn(2, b.tokens, 6).bfloat16()
     hadamard = layout != "rows_bf16"
     attributes = {"ratio": 4, "scale": 0.05}
-    rows = selection.select(q, weights, YARN, b, keys, top_k=8, hadamard=hadamard, **attributes)
+    with stand_in(chip):
+        rows = selection.select(q, weights, YARN, b, keys, top_k=8, hadamard=hadamard, **attributes)
     want = reference_selection.select(q, weights, YARN, b, keys, top_k=8, hadamard=hadamard, **attributes)
     assert torch.equal(rows.sort(-1).values, want.sort(-1).values)
     first = rows >= 0
     assert bool((first[:, :-1] | ~first[:, 1:]).all())
-    scores = selection.index_scores(q, weights, b, keys, **attributes)
+    with stand_in(chip):
+        scores = selection.index_scores(q, weights, b, keys, **attributes)
     close(scores, reference_selection.index_scores(q.double(), weights.double(), b, keys, **attributes), 1e-5)
 
 
@@ -198,22 +202,31 @@ def needed(batch, state, ratio, overlap):
     ) % state.tensor.shape[1]
 
 
+LONG = ((150, 12), (0, 1), (70, 13))
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("ratio", "overlap"), [(4, True), (8, False)])
 @pytest.mark.parametrize(("layout", "hadamard"), [("v4_584", False), ("index_mxfp4_68", True), ("rows_bf16", False)])
-def test_compress_in_chunks(layout, hadamard):
-    dim, hidden = 128, 64
-    wkv, wgate = randn(1, 2 * dim, hidden).bfloat16(), randn(2, 2 * dim, hidden).bfloat16()
-    ape, norm = randn(3, 4, 2 * dim), (randn(4, dim) * 0.1 + 1).bfloat16()
-    into = cache(layout, dim, 3, 16)
+def test_compress_in_chunks(layout, hadamard, ratio, overlap, together, monkeypatch):
+    """Projected and then pooled, and both at once; a long chunk covers several tiles."""
+    monkeypatch.setattr(compression, "FEW_ROWS", 0 if together else 1000)
+    dim, hidden = 128, 72
+    width = dim * (1 + overlap)
+    wkv, wgate = randn(1, width, hidden).bfloat16(), randn(2, width, hidden).bfloat16()
+    ape, norm = randn(3, ratio, width), (randn(4, dim) * 0.1 + 1).bfloat16()
+    into = cache(layout, dim, 3, 48)
     other = twin(into)
-    mine = StateCache.allocate(3, 4, True, dim)
+    mine = StateCache.allocate(3, ratio, overlap, dim)
+    mine.tensor.fill_(float("nan"))
     theirs = StateCache(mine.tensor.clone())
-    attributes = {"ratio": 4, "overlap": True, "hadamard": hadamard, "eps": 1e-6}
-    for step, requests in enumerate(CHUNKS):
+    attributes = {"ratio": ratio, "overlap": overlap, "hadamard": hadamard, "eps": 1e-6}
+    for step, requests in enumerate([*CHUNKS, LONG]):
         b = batch(*requests)
         x = (randn(step + 5, b.tokens, hidden) * 0.3).bfloat16()
         compression.compress(x, wkv, wgate, ape, norm, YARN, b, mine, into, **attributes)
         reference_compression.compress(x, wkv, wgate, ape, norm, YARN, b, theirs, other, **attributes)
-        live = needed(b, mine, 4, True)
+        live = needed(b, mine, ratio, overlap)
         torch.testing.assert_close(mine.tensor[live], theirs.tensor[live], rtol=1e-4, atol=1e-4)
     written = other.canonical().isnan().logical_not().all(-1)
     assert torch.equal(into.canonical().isnan().logical_not().all(-1), written)

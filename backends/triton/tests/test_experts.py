@@ -74,7 +74,7 @@ SCHEMES = [
 
 
 @pytest.mark.parametrize(("scheme", "activation"), SCHEMES)
-@pytest.mark.parametrize("chip", ["sm80", "sm100"])
+@pytest.mark.parametrize("chip", ["sm80", "sm100", "sm120"])
 def test_experts(scheme, activation, chip):
     emulator.activate(chip)
     hidden, inner, count, tokens = 128, 160, 4, 9

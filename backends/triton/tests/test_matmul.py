@@ -23,24 +23,27 @@ def codec_kernel(x, e4m3, e2m1, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def decode_kernel(codes, e4m3, e2m1, ue8m0, ue8m0_half, BLOCK: tl.constexpr):
+def decode_kernel(codes, e4m3, e2m1, ue8m0, ue8m0_half, wide, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     code = tl.load(codes + i)
     tl.store(e4m3 + i, bits.e4m3_to_float32(code))
     tl.store(e2m1 + i, bits.e2m1_to_bfloat16(code))
     tl.store(ue8m0 + i, bits.ue8m0_to_float32(code))
     tl.store(ue8m0_half + i, bits.ue8m0_to_bfloat16(code))
+    tl.store(wide + i, bits.e2m1_to_e4m3(code))
 
 
 def test_every_code_is_decoded():
     codes = torch.arange(256, dtype=torch.uint8)
     out = [torch.zeros(256), torch.zeros(256, dtype=torch.bfloat16)] * 2
     e4m3, e2m1, scale, half = [o.clone() for o in out]
-    decode_kernel[(1,)](codes, e4m3, e2m1, scale, half, 256)
+    wide = torch.zeros(256, dtype=torch.uint8)
+    decode_kernel[(1,)](codes, e4m3, e2m1, scale, half, wide, 256)
     number = (codes & 0x7F) != 0x7F
     assert torch.equal(e4m3[number], codes.view(torch.float8_e4m3fn).float()[number])
     table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     assert torch.equal(e2m1.float(), torch.cat([table, -table])[(codes & 15).long()])
+    assert torch.equal(wide.view(torch.float8_e4m3fn).float(), e2m1.float())
     powers = codes.view(torch.float8_e8m0fnu).float()
     assert torch.equal(scale[:255], powers[:255])
     assert torch.equal(half[:255].float(), powers[:255])
@@ -102,7 +105,7 @@ PRODUCTS = [
 ]
 
 
-@pytest.mark.parametrize("chip", ["sm80", "sm90", "sm100"])
+@pytest.mark.parametrize("chip", ["sm80", "sm90", "sm100", "sm120"])
 @pytest.mark.parametrize(("activation", "scheme"), PRODUCTS)
 def test_products(activation, scheme, chip):
     emulator.activate(chip)

@@ -20,6 +20,9 @@ from hal.bench.scale import INTERPRETED
 from hal.bench.shapes import calls
 from hal.bench.work import Work, work
 from hal.conformance.edges import eligible
+from hal.conformance.samples import Sample
+from hal.conformance.samples.attention import attend_sample
+from hal.conformance.samples.batches import Requests
 from hal_emulators.triton import start, traffic
 
 BEGIN, END = "<!-- begin: roofline -->\n", "<!-- end: roofline -->"
@@ -49,6 +52,19 @@ class Moved:
         return "| " + " | ".join((self.kernel, self.call, *numbers)) + " |"
 
 
+LONG = Requests("long", (1,), (131071,))
+"""One token behind so many that the rows it sees are worth cutting."""
+
+
+def counted() -> Iterator[tuple[str, Sample]]:
+    """The calls of the table."""
+    yield from calls(INTERPRETED)
+    yield (
+        "hca long decode",
+        attend_sample("hca", 128, LONG, "bfloat16", "v4_584", heads=64, holes="selected"),
+    )
+
+
 HEADER = "| kernel | call | MFLOP | needed KB | FLOP/byte | moved/needed | requested/needed |\n|---|---|" + "---:|" * 5
 
 
@@ -58,7 +74,7 @@ def measure(chip: str = "sm90") -> Iterator[Moved]:
     for kernel in plugins.load("cuda").kernels(target):
         if not kernel.code.startswith("hal_triton."):
             continue
-        for name, sample in calls(INTERPRETED):
+        for name, sample in counted():
             if sample.contract != kernel.contract or not eligible(kernel, sample.call, target):
                 continue
             arguments = sample.arguments()

@@ -7,11 +7,14 @@ from hal_triton.kernels.bits import (
     INVERSE_6,
     INVERSE_448,
     block_scale,
+    e2m1_to_bfloat16,
+    e4m3_to_float32,
     float32_to_e2m1,
     float32_to_e4m3,
     int64,
     inverse_power,
     magnitude_bits,
+    ue8m0_to_bfloat16,
 )
 
 E4M3_FLOOR = tl.constexpr(1e-4)
@@ -42,6 +45,25 @@ def e2m1_blocks(x):
     codes = tl.where((scale == 255)[:, :, None], 0, codes)
     low, high = tl.split(tl.reshape(codes, R, C // 2, 2))
     return (low | (high << 4)).to(tl.uint8), scale
+
+
+@triton.jit
+def quantised(x, ACTIVATION: tl.constexpr):
+    """bfloat16 `[R, C]`: what float32 x is behind the quantiser; values of e4m3 and e2m1 with their scale are exact."""
+    R: tl.constexpr = x.shape[0]
+    C: tl.constexpr = x.shape[1]
+    if ACTIVATION == "bf16":
+        result = x.to(tl.bfloat16)
+    elif ACTIVATION == "e2m1_32":
+        codes, scale = e2m1_blocks(x)
+        values = tl.interleave(e2m1_to_bfloat16(codes), e2m1_to_bfloat16(codes >> 4))
+        result = tl.reshape(tl.reshape(values, R, C // 32, 32) * ue8m0_to_bfloat16(scale)[:, :, None], R, C)
+    else:
+        BLOCK: tl.constexpr = 128 if ACTIVATION == "e4m3_128" else 64 if ACTIVATION == "e4m3_64" else 32
+        codes, scale = e4m3_blocks(x, BLOCK)
+        values = tl.reshape(e4m3_to_float32(codes).to(tl.bfloat16), R, C // BLOCK, BLOCK)
+        result = tl.reshape(values * ue8m0_to_bfloat16(scale)[:, :, None], R, C)
+    return result
 
 
 @triton.jit

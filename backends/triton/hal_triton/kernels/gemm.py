@@ -7,6 +7,7 @@ Codes always arrive as bytes (uint8). `UNIT` names what multiplies:
 - "fp8": e4m3 codes go into the matrix unit as they are; each 128 columns of K are summed on their own and scaled in
   float32, which also keeps Hopper's 14-bit accumulation short (DeepSeek-V3 technical report, section 3.3.2);
 - "scaled": codes and ue8m0 scales go into the block-scaled matrix unit of Blackwell;
+- "widened": likewise, e2m1 codes as the e4m3 codes of the same values: Triton gives sm120's unit two operands alike;
 - "int8": int8 codes, int32 accumulator, scaled once at the end.
 
 A formats: "bf16", "e4m3_128", "e4m3_64", "e4m3_32", "e2m1_32" with ue8m0 scales `[rows, K / block]`, "int8_token" with
@@ -19,6 +20,7 @@ import triton.language as tl
 
 from hal_triton.kernels.bits import (
     e2m1_to_bfloat16,
+    e2m1_to_e4m3,
     e4m3_to_float32,
     int64,
     ue8m0_to_bfloat16,
@@ -137,7 +139,7 @@ def product(
             row_scale = ue8m0_to_float32(tl.load(a_scales + row * blocks + k // 128, mask=in_rows, other=127))
             column_scale = block_weight_scale(w_scales, column, in_columns, k, K)
             acc += tl.dot(x, tl.trans(y)) * row_scale[:, None] * column_scale[None, :]
-        elif UNIT == "scaled":
+        elif UNIT == "scaled" or UNIT == "widened":
             BLOCK: tl.constexpr = 128 if A == "e4m3_128" else 64 if A == "e4m3_64" else 32
             block = k // 32 + tl.arange(0, BK // 32)
             inside = in_rows[:, None] & (block * 32 < K)[None, :]
@@ -147,7 +149,11 @@ def product(
             x = e4m3(load_columns(a, row, in_rows, k, K, BK, EVEN, 0))
             if W == "mxfp4":
                 y = load_columns(w, column, in_columns, k // 2, K // 2, BK // 2, EVEN, 0)
-                acc = tl.dot_scaled(x, sx, "e4m3", tl.trans(y), sy, "e2m1", acc)
+                if UNIT == "widened":
+                    wide = e4m3(tl.interleave(e2m1_to_e4m3(y), e2m1_to_e4m3(y >> 4)))
+                    acc = tl.dot_scaled(x, sx, "e4m3", tl.trans(wide), sy, "e4m3", acc)
+                else:
+                    acc = tl.dot_scaled(x, sx, "e4m3", tl.trans(y), sy, "e2m1", acc)
             else:
                 y = e4m3(load_columns(w, column, in_columns, k, K, BK, EVEN, 0))
                 acc = tl.dot_scaled(x, sx, "e4m3", tl.trans(y), sy, "e4m3", acc)

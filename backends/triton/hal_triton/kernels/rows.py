@@ -27,7 +27,7 @@ from hal_triton.kernels.bits import (
     ue8m0_to_bfloat16,
     ue8m0_to_float32,
 )
-from hal_triton.kernels.codes import e2m1_blocks, e4m3_blocks
+from hal_triton.kernels.codes import e2m1_blocks, e4m3_blocks, quantised
 
 KINDS = {
     "v4_584": "v4",
@@ -181,10 +181,7 @@ def write_rows(
         is_code = (column < D - ROPE)[None, :]
         tl.store(at, tl.where(is_code, tl.reshape(values, N, D), x).to(tl.bfloat16), mask=here)
     elif KIND == "bf16_e2m1":
-        codes, scale = e2m1_blocks(x)
-        values = tl.interleave(e2m1_to_bfloat16(codes), e2m1_to_bfloat16(codes >> 4))
-        values = tl.reshape(values, N, D // 32, 32) * ue8m0_to_bfloat16(scale)[:, :, None]
-        tl.store(at, tl.reshape(values, N, D), mask=here)
+        tl.store(at, quantised(x, "e2m1_32"), mask=here)
     else:
         tl.store(at, x.to(data.dtype.element_ty), mask=here)
 
