@@ -1,13 +1,14 @@
 """What a compiler without a chip is given: every launch that kernels make, once per specialisation.
 
 What is compiled is what is launched. The kernels' own functions run on the conformance suite's samples with launches
-noted instead of run, once as they are and once as if every product had many rows.
+noted instead of run, once as they are and once as if every product had many rows and every request many entries.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +20,7 @@ from hal.conformance.cases import eligible
 from hal.conformance.samples import samples
 from hal.kernel import Compiled, Kernel
 from hal.target import Target
-from hal_triton import experts, matmul
+from hal_triton import compression, experts, matmul, selection
 from hal_triton.launch import Launch, recording
 from hal_triton.tuning import stand_in
 
@@ -37,6 +38,8 @@ TYPES = {
     torch.bool: "i1",
 }
 WORKERS = 2
+ENTRIES = 1 << 16
+"""Entries of a long request: they are chosen from in several rounds."""
 
 Key = tuple[Any, ...]
 Made = tuple[Mapping[str, Any], str]
@@ -100,6 +103,8 @@ def launches(kernels: Iterable[Kernel], target: Target, chip: str) -> dict[Key, 
 def _noted(kernel: Kernel, target: Target, few: int) -> list[Launch]:
     function = kernel.load()
     with (
+        nullcontext() if few else mock.patch.object(selection, "widest", return_value=ENTRIES),
+        mock.patch.object(compression, "FEW_ROWS", few),
         mock.patch.object(matmul, "FEW_ROWS", few),
         mock.patch.object(experts, "FEW_ROWS", few),
         recording() as noted,
