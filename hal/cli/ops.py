@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -61,19 +60,20 @@ def _kernels(loaded: Any) -> dict[str, list[dict[str, str]]]:
 
 
 def _table(rows: list[dict[str, Any]], backends: list[str]) -> Table:
-    made = table("contract", "meaning", *backends)
+    made = table("contract", *backends)
+    made.columns[0].no_wrap = True
+    made.caption = "What one means, edge by edge: hal explain CONTRACT."
     for row in rows:
         name = Text(row["contract"]) + Text(f" v{row['version']}", style="dim")
-        cells = [_cell(row["kernels"][backend], row["portable"]) for backend in backends]
-        made.add_row(name, Text(re.split(r"\.\s+(?=[A-Z])", row["doc"])[0].rstrip("."), style="dim"), *cells)
+        without = "reference" if row["portable"] else "by its parts" if row["parts"] else "–"
+        cells = [_cell(row["kernels"][backend], without) for backend in backends]
+        made.add_row(name, *cells)
     return made
 
 
-def _cell(kernels: list[dict[str, str]], portable: bool) -> Text:
-    """`2 declared, 1 verified`; a dash where there is none, or the reference that serves; it defines what right is."""
-    if not kernels and portable:
-        return Text("reference", style="dim")
-    if [kernel["tier"] for kernel in kernels] == ["defines"]:
-        return Text("defines", style="dim")
+def _cell(kernels: list[dict[str, str]], without: str) -> Text:
+    """`2 declared, 1 verified`; `without` where there is none; the reference defines what right is."""
     tiers = Counter(kernel["tier"] for kernel in kernels)
-    return Text(", ".join(f"{count} {tier}" for tier, count in tiers.items()) or "–")
+    if not kernels or list(tiers) == ["defines"]:
+        return Text("defines" if kernels else without, style="dim")
+    return Text(", ".join(f"{count} {tier}" for tier, count in tiers.items()))

@@ -63,6 +63,8 @@ _DECLARED: dict[str, tuple[str, list[Constraint], str]] = {
         [*_floats("x"), *_weights("weight"), _ACTIVATION],
         "Float32 products; weights are decoded on the way.",
     ),
+    "mhc.pre": ("mhc", _floats("streams"), "Float32 mixes; Sinkhorn-Knopp in a loop."),
+    "mhc.post": ("mhc", _floats("y", "streams"), "Float32 sums, rounded once."),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from hal_jax import attention, compression, experts, matmul, selection
+from hal_jax import attention, compression, experts, matmul, mhc, selection
 from hal_jax.exchange import on
 from hal_jax.pallas import attend as softmaxes
 from hal_jax.pallas import experts as products
@@ -28,5 +28,5 @@ def __getattr__(name: str) -> object:
         "index_scores": partial(selection.run_index_scores, scores=scores),
         "experts": partial(experts.run_experts, expert=expert),
     }
-    plain = (module for module in (compression, experts, matmul) if contract in module.__all__)
+    plain = (module for module in (compression, experts, matmul, mhc) if contract in module.__all__)
     return on(platform, heavy[contract] if contract in heavy else getattr(next(plain), contract))
