@@ -23,6 +23,9 @@ __all__ = ["kernels", "operators"]
 SHAPES = ((True, 4, 128), (True, 4, 512), (False, 128, 512))
 """(overlap, ratio, head_dim) of the vendor's compressor."""
 
+NEWEST_WIDTHS = (1, 7168)
+"""Channels that the newest `fused_mhc_post` takes."""
+
 EXACT_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "int8_token")
 """Quantisers whose values bfloat16 holds exactly."""
 
@@ -33,7 +36,7 @@ def kernels(target: Target) -> list[Kernel]:
     Adapters for bfloat16 only are left out on cards without it.
     """
     floats = tuple(name for name in DTYPES if name != "bfloat16" or "bf16_mma" in target.features)
-    adapters = [made for operators, made in _adapters(floats) if not target.present or _offered(operators)]
+    adapters = [made for _, made in _adapters(floats)] if not target.present else _installed(floats)
     adapters = [made for made in adapters if all(rule.yes for rule in made.constraints if rule.kind == "dtype")]
     behind = plain.kernels("mlu", dtypes=floats, caches=CACHES, index=INDEX, weights=WEIGHTS, activations=ACTIVATIONS)
     return [*adapters, *behind]
@@ -44,10 +47,11 @@ def operators() -> list[str]:
     return list(dict.fromkeys(name for names, _ in _adapters(DTYPES) for name in names))
 
 
-def _offered(operators: tuple[str, ...]) -> bool:
+def _installed(floats: tuple[str, ...]) -> list[Kernel]:
     from hal_mlu import tmo
 
-    return all(tmo.offered(name) for name in operators)
+    widths = NEWEST_WIDTHS if tmo.streams_of_any_width() else (4096, 4096)
+    return [made for names, made in _adapters(floats, widths) if all(tmo.offered(name) for name in names)]
 
 
 Adapter = tuple[tuple[str, ...], Kernel]
@@ -65,11 +69,16 @@ def _adapter(
     return names, Kernel(f"mlu.{id}", contract, code, rules, host_sync=sync, precision=precision, notes=notes)
 
 
-def _adapters(floats: tuple[str, ...]) -> list[Adapter]:
-    """Best first. `floats` are the card's dtypes."""
+def _adapters(floats: tuple[str, ...], widths: tuple[int, int] = NEWEST_WIDTHS) -> list[Adapter]:
+    """Best first. `floats` are the card's dtypes, `widths` the channels that `fused_mhc_post` takes."""
     halves = tuple(name for name in floats if name != "float32")
     bf16 = tuple(name for name in floats if name == "bfloat16")
-    return [*_of_attention(floats, bf16), *_of_experts(floats, halves), *_of_matmul(halves, bf16)]
+    return [
+        *_of_attention(floats, bf16),
+        *_of_experts(floats, halves),
+        *_of_matmul(halves, bf16),
+        *_of_streams(floats, halves, widths),
+    ]
 
 
 def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapter]:
@@ -127,6 +136,15 @@ def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapte
             layout("cache").one_of(*INDEX_ROWS),
             dim("index_heads").between(1, 64),
             dim("index_dim").one_of(128),
+        ),
+        _adapter(
+            "compress",
+            "attn.compress",
+            "compression:compress",
+            "fused_compress_single_kv fused_compress_multi_kv apply_rotary reshape_paged_cache",
+            dtype("x").one_of(*bf16),
+            layout("cache").one_of(*dict.fromkeys((*PAGED_ROWS, *INDEX_ROWS))),
+            shapes,
         ),
         _adapter("compress_pool", "attn.compress_pool", "compression:compress_pool", "fused_compress_multi_kv", shapes),
         _adapter(
@@ -220,6 +238,29 @@ def _of_matmul(halves: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapter]:
             dtype("x").one_of(*bf16),
             layout("weight").one_of(*EXACT_IN_BF16),
             attribute("activation").one_of(*EXACT_ACTIVATIONS),
+        ),
+    ]
+
+
+def _of_streams(floats: tuple[str, ...], halves: tuple[str, ...], widths: tuple[int, int]) -> list[Adapter]:
+    return [
+        _adapter(
+            "mhc_pre",
+            "mhc.pre",
+            "mhc:pre",
+            "hc_split_sinkhorn fused_mul_reduce_sum",
+            dtype("streams").one_of(*halves),
+            dim("streams").between(1, 8),
+            dim("hidden").between(1, 4096),
+        ),
+        _adapter(
+            "mhc_post",
+            "mhc.post",
+            "mhc:post",
+            "fused_mhc_post",
+            dtype("streams").one_of(*floats),
+            dim("streams").one_of(4),
+            dim("hidden").between(*widths),
         ),
     ]
 

@@ -9,6 +9,7 @@ Signatures are looked at once, when an operator is first used; what an adapter c
 | the indexer's lengths | tokens, with `compress_ratio` | entries |
 | int8 quantiser, product | `scaled_quantize`, `scaled_matmul` | `per_token_smooth_quantize`, `smooth_quant_matmul` |
 | clamp of the gated activation | `swiglu_limit` | none: in torch, before the call |
+| channels of `fused_mhc_post` | up to 7168 | 4096 |
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = [
     "offered",
     "operator",
     "select_entries",
+    "streams_of_any_width",
     "version",
 ]
 
@@ -66,6 +68,11 @@ def offered(capability: str) -> bool:
 def version() -> str:
     """Of the installed torch_mlu_ops; empty where it does not say."""
     return str(getattr(import_module("torch_mlu_ops"), "__version__", ""))
+
+
+def streams_of_any_width() -> bool:
+    """Whether `fused_mhc_post` takes other channels than 4096: since the release that has 1.12's attention."""
+    return offered("sliding_window_compress_attention")
 
 
 @cache

@@ -87,7 +87,7 @@ def test_missing_operators_package(install: Install) -> None:
 
 def test_old_operators_package(install: Install) -> None:
     install(operators="1.8.0")
-    assert "torch_mlu_ops 1.8.0 lacks sliding_window_compress_attention, fused_compress_multi_kv" in seen().why
+    assert "torch_mlu_ops 1.8.0 lacks sliding_window_compress_attention, fused_compress_single_kv" in seen().why
     assert "install 1.12.1" in seen().why
 
 

@@ -92,6 +92,29 @@ def compressor() -> dict[str, Any]:
     }
 
 
+def decoder() -> dict[str, Any]:
+    return {
+        "kv": torch.randn(2, 256, device=D),
+        "score": torch.randn(2, 256, device=D),
+        "position": ints(7, 2),
+        "ape": torch.zeros(4, 256, device=D),
+        "gamma": torch.ones(128, device=D),
+        "sin": torch.zeros(8, 64, device=D),
+        "cos": torch.ones(8, 64, device=D),
+        "hadamard_matrix": None,
+        "slot_mapping": ints(1, -1),
+        "kv_cache": bf16(2, 4, 128),
+        "kv_cache_scale": None,
+        "eps": 1e-6,
+        "overlap": True,
+        "state_cache": torch.zeros(2, 8, 512, device=D),
+        "state_bt": ints(1, 0).view(2, 1),
+        "state_width": 256,
+        "state_block_size": 8,
+        "cu_query_len": ints(0, 1, 2),
+    }
+
+
 def product() -> dict[str, Any]:
     return {
         "a": torch.ones(3, 64, dtype=torch.int8, device=D),
@@ -131,6 +154,7 @@ CALLS = {
     "sliding_window_compress_attention": fused,
     "masked_indexer_select_paged_kv": indexer,
     "fused_compress_multi_kv": compressor,
+    "fused_compress_single_kv": decoder,
     "scaled_matmul": product,
     "smooth_quant_group_gemm": grouped,
     "reshape_paged_cache": stored,
@@ -176,6 +200,15 @@ PLANTED = {
         changed("compressed_kv", lambda t: torch.empty(2, 128, device=D)),
     ),
     "int64 positions": ("fused_compress_multi_kv", changed("positions", torch.Tensor.long)),
+    "two tokens of a request": ("fused_compress_single_kv", changed("cu_query_len", lambda t: ints(0, 2, 2))),
+    "width of one half": ("fused_compress_single_kv", lambda words: words.update(state_width=128)),
+    "angles end before the position": ("fused_compress_single_kv", changed("sin", lambda t: t[:4].contiguous())),
+    "hadamard in float32": (
+        "fused_compress_single_kv",
+        lambda words: words.update(hadamard_matrix=torch.eye(128, device=D)),
+    ),
+    "position behind the state's table": ("fused_compress_single_kv", changed("position", lambda t: t + 8)),
+    "int64 slots of entries": ("fused_compress_single_kv", changed("slot_mapping", torch.Tensor.long)),
     "missing scale": ("scaled_matmul", lambda words: words.pop("a_scale")),
     "scales swapped": ("scaled_matmul", swapped("a_scale", "b_scale")),
     "scales as columns": ("scaled_matmul", changed("a_scale", lambda t: t.unsqueeze(1))),

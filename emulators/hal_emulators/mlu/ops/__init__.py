@@ -10,13 +10,28 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from hal.errors import UnknownName
-from hal_emulators.mlu.ops import attention, earlier, products, quantization, routing, rows, sparse
+from hal_emulators.mlu.ops import (
+    attention,
+    compressor,
+    connections,
+    earlier,
+    products,
+    quantization,
+    routing,
+    rows,
+    sparse,
+)
 
 __all__ = ["VERSIONS", "generation"]
 
 _LATEST = {
     function.__name__: function
     for function in (
+        compressor.fused_compress_multi_kv,
+        compressor.fused_compress_single_kv,
+        connections.fused_mhc_post,
+        connections.fused_mul_reduce_sum,
+        connections.hc_split_sinkhorn,
         attention.concat_block_table,
         attention.single_query_cached_kv_attn,
         attention.sliding_window_compress_attention,
@@ -35,19 +50,21 @@ _LATEST = {
         routing.moe_softplus_topk,
         rows.apply_rotary,
         rows.reshape_paged_cache,
-        sparse.fused_compress_multi_kv,
         sparse.masked_indexer_select_paged_kv,
     )
 }
 _SINCE_8 = (
     "concat_block_table",
+    "fused_mhc_post",
+    "fused_mul_reduce_sum",
+    "hc_split_sinkhorn",
     "masked_indexer_select_paged_kv",
     "moe_softplus_topk",
     "scaled_matmul",
     "scaled_quantize",
     "update_out_and_lse",
 )
-_SINCE_12 = ("fused_compress_multi_kv", "sliding_window_compress_attention")
+_SINCE_12 = ("fused_compress_multi_kv", "fused_compress_single_kv", "sliding_window_compress_attention")
 
 
 def _without(*names: str) -> dict[str, object]:

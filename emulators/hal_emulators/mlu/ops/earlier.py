@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hal_emulators.mlu.ops import attention, products, quantization, routing, sparse
-from hal_emulators.mlu.ops.check import INT32, Checks, operator
+from hal_emulators.mlu.ops import attention, connections, products, quantization, routing, sparse
+from hal_emulators.mlu.ops.check import INT32, Checks, operator, require
 
 __all__ = ["EIGHT", "FIVE"]
 
@@ -91,6 +91,21 @@ def _active_8(
     return routing.moe_active(input, act_mode, is_gated, output, bias, cusum_token_count, start_expert_id, expert_size)
 
 
+def _mhc_post_8(
+    x: Tensor,
+    residual: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    compute_rms: bool,
+    eps: float,
+    output: Tensor | None = None,
+    output_rms: Tensor | None = None,
+) -> Tensor:
+    """Only for the published Flash model's 4096 channels."""
+    require(x.shape[-1] == 4096, f"torch_mlu_ops.fused_mhc_post: dim is {x.shape[-1]}, wanted 4096")
+    return connections.fused_mhc_post(x, residual, post, comb, compute_rms, eps, output, output_rms)
+
+
 def _quantize_8(
     x: Tensor,
     smooth: Tensor,
@@ -161,6 +176,7 @@ def _smooth_quant_matmul(
 EIGHT = {
     "single_query_cached_kv_attn": _attention_8,
     "masked_indexer_select_paged_kv": _indexer_8,
+    "fused_mhc_post": _mhc_post_8,
     "moe_active": _active_8,
     "moe_quantize": _quantize_8,
 }

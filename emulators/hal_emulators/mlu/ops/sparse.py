@@ -1,83 +1,13 @@
-"""DeepSeek's sparse attention: the compressor's pooling and the lightning indexer, by version."""
+"""DeepSeek's sparse attention: the lightning indexer, by version."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from hal_emulators.mlu.ops.check import FLOATS, HALVES, INT32, Checks, operator
 
-F32 = (torch.float32,)
-SHAPES = {(True, 4, 128), (True, 4, 512), (False, 128, 512)}
 HEADS = (32, 64)
-
-
-@operator
-def fused_compress_multi_kv(
-    kv: Tensor,
-    score: Tensor,
-    state_cache: Tensor,
-    state_block_table: Tensor,
-    cu_seqlens: Tensor,
-    positions: Tensor,
-    ape: Tensor,
-    max_seqlen: int,
-    overlap: bool,
-    compressed_kv: Tensor,
-) -> Tensor:
-    """Pools every window that a sequence's new tokens complete; keeps the rest in its block of `state_cache`.
-
-    A block has `coff * ratio` rows, of values then scores with `ape`; the token at position p is in row p mod rows.
-    """
-    check = Checks("fused_compress_multi_kv")
-    check("kv", kv, (torch.bfloat16, *F32), "tokens width")
-    check("score", score, (kv.dtype,), "tokens width")
-    check("ape", ape, F32, "ratio width")
-    ratio, coff = len(ape), 2 if overlap else 1
-    check.sizes |= {"channels": ape.shape[1] // coff, "kept": coff * ratio, "both": 2 * ape.shape[1]}
-    check("state_cache", state_cache, F32, "blocks kept both")
-    check("state_block_table", state_block_table, INT32, "sequences 1")
-    check.sizes["ends"] = len(state_block_table) + 1
-    check("cu_seqlens", cu_seqlens, INT32, "ends")
-    check("positions", positions, INT32, "tokens")
-    check("compressed_kv", compressed_kv, (torch.bfloat16, *F32), "entries channels")
-    shape = (overlap, ratio, ape.shape[1] // coff)
-    check.that(shape in SHAPES, f"(overlap, ratio, channels) is {shape}, wanted one of {sorted(SHAPES)}")
-    check.indices("state_block_table", state_block_table, 0, len(state_cache))
-    ends = cu_seqlens.tolist()
-    check.that(ends[0] == 0 and ends[-1] == len(kv), f"cu_seqlens runs {ends[0]}..{ends[-1]} over {len(kv)} tokens")
-    longest = max((end - begin for begin, end in pairwise(ends)), default=0)
-    check.that(longest <= max_seqlen, f"a sequence has {longest} tokens, more than max_seqlen {max_seqlen}")
-    row, found = 0, []
-    for sequence, (begin, end) in enumerate(pairwise(ends)):
-        block = state_cache[int(state_block_table[sequence, 0])]
-        for token in range(begin, end):
-            at = int(positions[token])
-            check.that(token == begin or at == int(positions[token - 1]) + 1, "positions of a sequence must count up")
-            block[at % len(block)] = torch.cat([kv[token].float(), score[token].float() + ape[at % ratio]])
-            if at % ratio == ratio - 1:
-                found.append(_entry(block, at, ratio, overlap, ape.shape[1] // coff))
-    check.that(
-        len(found) == len(compressed_kv), f"compressed_kv has {len(compressed_kv)} rows, {len(found)} windows end"
-    )
-    for row, entry in enumerate(found):
-        compressed_kv[row] = entry
-    return compressed_kv
-
-
-def _entry(block: Tensor, last: int, ratio: int, overlap: bool, channels: int) -> Tensor:
-    """The entry that the token at position `last` completes, from the state's rows."""
-    values, scores = block.chunk(2, dim=-1)
-    own = [position % len(block) for position in range(last - ratio + 1, last + 1)]
-    picked = [(values[own][:, -channels:], scores[own][:, -channels:])]
-    if overlap and last >= ratio:
-        before = [position % len(block) for position in range(last - 2 * ratio + 1, last - ratio + 1)]
-        picked.append((values[before][:, :channels], scores[before][:, :channels]))
-    value, score = (torch.cat(part) for part in zip(*picked, strict=True))
-    weight = torch.exp(score - score.amax(0))
-    return (weight * value).sum(0) / weight.sum(0)
 
 
 def _choose(scores: Tensor, table: Tensor, topk: int, out: Tensor, lens: Tensor) -> None:
