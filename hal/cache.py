@@ -76,7 +76,8 @@ class KVCache:
         """
         size = self.layout.block_size
         first = low // size
-        page = self.block_table[slot, first : -(-high // size)].to(torch.int64)
+        table = self.block_table[slot] if isinstance(slot, int) else self.block_table.index_select(0, slot.view(1))[0]
+        page = table[first : -(-high // size)].to(torch.int64)
         rows = self.layout.read_pages(self.pages, page, dtype)[low - first * size : high - first * size]
         beyond = high - low - len(rows)
         return torch.cat([rows, rows.new_zeros(beyond, rows.shape[1])]) if beyond else rows

@@ -100,10 +100,23 @@ class PackedWeight:
         scales = None if self.scales is None else self.scales[expert]
         return PackedWeight(self.codes[expert], scales, self.scheme, self.shape[1:], self.lossy)
 
+    def take(self, experts: Tensor) -> PackedWeight:
+        """Some experts of a stack, copied: int64 [n] numbers, which only their device knows -> a stack of n."""
+        scales = None if self.scales is None else _taken(self.scales, experts)
+        shape = (len(experts), *self.shape[1:])
+        return PackedWeight(_taken(self.codes, experts), scales, self.scheme, shape, self.lossy)
+
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on another device."""
         scales = None if self.scales is None else self.scales.to(device)
         return replace(self, codes=self.codes.to(device), scales=scales)
+
+
+def _taken(stack: Tensor, experts: Tensor) -> Tensor:
+    """Bytes are taken as such: a device may index no float8."""
+    if stack.itemsize > 1:
+        return stack.index_select(0, experts)
+    return stack.view(torch.uint8).index_select(0, experts).view(stack.dtype)
 
 
 def prepare(

@@ -76,11 +76,23 @@ class Layout:
             physical: int64 [n], distinct physical rows; -1 is skipped.
         """
         keep = physical >= 0
+        if not physical.is_cpu:
+            self._write_unseen(pages, values, physical, keep)
+            return
         if not keep.all():
             values, physical = values[keep], physical[keep]
         views, place = self.views(pages), self._place(physical)
         for name, field in self._codec.encode(values, self.rope_dim).items():
             views[name].index_put_(place, field)
+
+    def _write_unseen(self, pages: Tensor, values: Tensor, physical: Tensor, keep: Tensor) -> None:
+        """As `write`, while only the device knows what is kept: what is skipped repeats a row that is."""
+        if not (len(pages) and len(keep)):
+            return
+        chosen = torch.arange(len(keep), device=keep.device).where(keep, keep.int().argmax())
+        views, place = self.views(pages), self._place(physical[chosen].clamp(min=0))
+        for name, field in self._codec.encode(values[chosen], self.rope_dim).items():
+            views[name].index_put_(place, field.where(keep.any(), views[name][place]))
 
     def read(self, pages: Tensor, physical: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows at `physical` (int64 [n]), dequantised: [n, head_dim] in `dtype`; zeros where it is -1."""
@@ -90,7 +102,7 @@ class Layout:
         at = physical.clamp(min=0)
         fields = {name: self._rows(view, at) for name, view in self.views(pages).items()}
         rows = self._codec.decode(fields, dtype)
-        return rows.masked_fill(missing.unsqueeze(-1), 0) if missing.any() else rows
+        return rows.masked_fill(missing.unsqueeze(-1), 0) if _may_be(missing) else rows
 
     def read_pages(self, pages: Tensor, page: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """All rows of the pages numbered `page` (int64 [n]), one page behind the other: [n * block_size, head_dim].
@@ -102,7 +114,7 @@ class Layout:
         chosen = self.views(pages.index_select(0, page.clamp(min=0)))
         rows = self._codec.decode(chosen, dtype)
         missing = page < 0
-        rows = rows.masked_fill(missing.view(-1, 1, 1), 0) if missing.any() else rows
+        rows = rows.masked_fill(missing.view(-1, 1, 1), 0) if _may_be(missing) else rows
         return rows.flatten(0, 1)
 
     def quantize_rows(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -180,3 +192,8 @@ def convert(source: Layout, pages: Tensor, target: Layout) -> Tensor:
     dtype = torch.float64 if source.name == "rows_f64" else torch.float32
     target.write(new, source.read(pages, rows, dtype), rows)
     return new
+
+
+def _may_be(mask: Tensor) -> bool:
+    """Whether anything of a mask is set; taken for granted on a device, which is not waited for."""
+    return not mask.is_cpu or bool(mask.any())

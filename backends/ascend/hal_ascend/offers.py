@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
-from hal.constraints import Constraint, check
+from hal.constraints import Constraint, Facts, Reason
 from hal.target import Target
 
-__all__ = ["offers"]
+__all__ = ["installed", "offers"]
 
 CANN = {
     "npu_dynamic_quant": ("aclnnDynamicQuantV2",),
@@ -25,13 +26,30 @@ VLLM = "vllm_ascend"
 """The package that brings the operators of `torch.ops._C_ascend`."""
 
 
+@dataclass(frozen=True)
+class Installed(Constraint):
+    """Something is installed that calls cannot change. `lacking` says what is not."""
+
+    lacking: str = ""
+
+    def reason(self, facts: Facts) -> Reason | None:
+        """Why nothing can be served, or None."""
+        return Reason(self.name, self.wanted, self.lacking) if self.lacking else None
+
+
+def installed(name: str, wanted: str, *, lacking: str) -> Installed:
+    """`name` is here unless something is `lacking`."""
+    return Installed("library", name, wanted, lambda value: True, lacking=lacking)
+
+
 def offers(target: Target, *operators: str) -> list[Constraint]:
     """The operators, if any, are here; taken for granted on a chip that is only described."""
     if not operators:
         return []
     missing = [each for each in operators if target.present and not _here(each)]
-    words = f"{', '.join(operators)} in torch_npu and CANN" if operators[0] in CANN else f"{VLLM}'s {operators[0]}"
-    return [check(lambda facts: not missing, says=words)]
+    name = "torch_npu" if operators[0] in CANN else VLLM
+    wanted = f"{', '.join(operators)} in torch_npu and CANN" if operators[0] in CANN else f"{operators[0]} of {VLLM}"
+    return [installed(name, wanted, lacking=f"without {', '.join(missing)}" if missing else "")]
 
 
 @cache

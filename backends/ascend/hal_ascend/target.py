@@ -65,14 +65,16 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Gives a list that gets, at the end, the name of every operator that torch_npu moved to the host.
+    """Gives a list that gets the name of every operator for which the host waited or, at the end, ran it itself.
 
-    torch_npu says each one once per process.
+    torch_npu says each of the latter once per process. Its own `set_sync_debug_mode` sees single values only.
     """
-    names: list[str] = []
+    from hal.host import reads
+
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        yield names
+        with reads() as names:
+            yield names
     for warning in said:
         found = FALLEN_BACK.search(str(warning.message))
         if found:

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 
 from hal_triton import declared
 
-from hal.constraints import attribute, check
+from hal.constraints import attribute
 from hal.kernel import Kernel
 from hal.target import Target
+from hal_ascend.offers import installed
 
 __all__ = ["triton_kernels"]
 
@@ -21,7 +22,7 @@ those in int8 for the other chips: products that are split in two halves."""
 
 def triton_kernels(target: Target) -> tuple[Kernel, ...]:
     """One kernel per contract, named `ascend.contract.triton`; `HAL_OPS='*.triton|*'` puts them first."""
-    here, a5 = _here(), target.name == "ascend:a5"
+    a5 = target.name == "ascend:a5"
     made = declared.kernels(
         "ascend",
         caches=("rows_bf16", "rows_bf16_fp8"),
@@ -29,7 +30,7 @@ def triton_kernels(target: Target) -> tuple[Kernel, ...]:
         weights=(*PUBLISHED, "mxfp4", "bf16") if a5 else ("w8a8_int8", "bf16"),
         experts=(*PUBLISHED, "bf16") if a5 else ("bf16",),
         suffix=".triton",
-        also=(check(lambda facts: here, says="triton-ascend in place of stock Triton"),),
+        also=(installed("triton", "triton-ascend in place of stock Triton", lacking="" if _here() else "otherwise"),),
     )
     return made if a5 else tuple(map(_without_hadamard, made))
 

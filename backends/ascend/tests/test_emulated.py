@@ -37,6 +37,11 @@ def test_every_call_and_the_model(chip: str) -> None:
     run("check_calls.py", chip)
 
 
+@pytest.mark.parametrize("chip", CHIPS)
+def test_no_host_round_trip(chip: str) -> None:
+    run("check_host.py", chip)
+
+
 def test_device() -> None:
     run("check_device.py", "a3", TASK_QUEUE_ENABLE="1")
 

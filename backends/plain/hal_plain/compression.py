@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,8 +62,8 @@ def _keep(new: Tensor, batch: Batch, state: StateCache) -> None:
 
 
 def _tails(batch: Batch, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    spans = zip(batch.lengths, batch.cu_seqlens.tolist(), strict=False)
-    token = [torch.arange(begin + max(0, length - rows), begin + length) for length, begin in spans]
+    spans = zip(batch.lengths, accumulate(batch.lengths), strict=True)
+    token = [torch.arange(end - min(length, rows), end) for length, end in spans]
     token = torch.cat([torch.empty(0, dtype=torch.int64), *token]).to(batch.device)
     return token, batch.slots[batch.request[token]], batch.positions[token] % rows
 

@@ -33,7 +33,6 @@ def kernels(
             contract=contract,
             code=f"hal_plain.{module}:{name}",
             constraints=constraints,
-            host_sync=True,
             notes=notes,
         )
 
@@ -52,8 +51,22 @@ def kernels(
         kernel("compress_pool", "attn.compress_pool", "compression", notes="All windows of a batch at once."),
         kernel("store", "attn.store", "compression", *floats("values"), rows, notes="hal.layouts on the device."),
         kernel("route", "moe.route", "experts", notes="Ties go to the lowest expert."),
-        kernel("dispatch", "moe.dispatch", "experts", *floats("x"), activation, notes="A stable sort by expert."),
-        kernel("experts", "moe.experts", "experts", *both, activation, notes="One expert after the other."),
+        kernel(
+            "dispatch",
+            "moe.dispatch",
+            "experts",
+            *floats("x"),
+            activation,
+            notes="A stable sort by expert. Over a group, counts are read.",
+        ),
+        kernel(
+            "experts",
+            "moe.experts",
+            "experts",
+            *both,
+            activation,
+            notes="One tile of an expert's rows after the other.",
+        ),
         kernel("combine", "moe.combine", "experts", *floats("rows"), notes="Float32 sums in slot order."),
         kernel("quantize", "quant.quantize", "matmul", *floats("x"), quantised, notes="hal.formats on the device."),
         kernel(

@@ -1,7 +1,8 @@
-"""The mixture of experts in plain torch: rows sorted by expert, two products per expert that has any."""
+"""The mixture of experts in plain torch: rows sorted by expert, two products per tile of an expert's rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +57,7 @@ def dispatch(
     tokens, top_k = expert_ids.shape
     ids = expert_ids.flatten().long()
     order = ids.where(ids >= 0, experts).argsort(stable=True)
-    counts = torch.bincount(ids + 1, minlength=experts + 1)[1:]
+    counts = ids.new_zeros(experts + 1).index_add_(0, ids + 1, torch.ones_like(ids))[1:]
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     token = order // max(1, top_k)
@@ -91,18 +92,32 @@ def exchanged(
 
 
 def experts(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str) -> Tensor:
-    """`moe.experts`: rows of every local expert through it, [rows, hidden] in the model's dtype; padding is zero."""
-    values = dispatched.values()
-    out = torch.zeros(len(values), w2.shape[-2], dtype=dispatched.dtype, device=values.device)
-    for expert, (first, count) in enumerate(
-        zip(dispatched.offsets().tolist(), dispatched.counts.tolist(), strict=True)
-    ):
-        if count:
-            at = slice(first, first + count)
-            gate_up = F.linear(values[at], w13[expert].dequantize())
-            inner = activated(gate_up, dispatched.weights[at], clamp, dispatched.dtype)
-            out[at] = F.linear(simulate(inner.float(), activation), w2[expert].dequantize()).to(out.dtype)
-    return out
+    """`moe.experts`: rows of every local expert through it, [rows, hidden] in the model's dtype; padding is zero.
+
+    Rows go in tiles of one expert each, whose number and size follow from shapes: which expert a tile has, and which of
+    its rows, only the device knows.
+    """
+    values, local = dispatched.values(), len(dispatched.counts)
+    out = torch.zeros(len(values) + 1, w2.shape[-2], dtype=dispatched.dtype, device=values.device)
+    size = max(1, -(-len(values) // local))
+    for expert, rows in _tiles(dispatched, size, min(len(values), len(values) // size + local)):
+        some = rows.clamp_max(len(values) - 1)
+        gate_up = F.linear(values[some], w13.take(expert).dequantize()[0])
+        inner = simulate(activated(gate_up, dispatched.weights[some], clamp, dispatched.dtype).float(), activation)
+        out[rows] = F.linear(inner, w2.take(expert).dequantize()[0]).to(out.dtype)
+    return out[:-1]
+
+
+def _tiles(dispatched: Dispatched, size: int, tiles: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Expert [1] and rows [size] of every tile, int64; the number of all rows where there are no more."""
+    counts, offsets = dispatched.counts, dispatched.offsets()
+    each = torch.div(counts + size - 1, size, rounding_mode="floor")
+    ends = each.cumsum(0)
+    number = torch.arange(tiles, device=ends.device)
+    expert = (number.unsqueeze(1) >= ends).sum(-1).clamp_max(len(ends) - 1)
+    inside = (number - (ends - each)[expert]).unsqueeze(1) * size + torch.arange(size, device=ends.device)
+    rows = (offsets[expert].unsqueeze(1) + inside).where(inside < counts[expert].unsqueeze(1), len(dispatched.rows))
+    return zip(expert.unsqueeze(1).unbind(), rows.unbind(), strict=True)
 
 
 def activated(gate_up: Tensor, weights: Tensor, clamp: float, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hal.host import waits
+from hal_emulators.cann import host
 from hal_emulators.cann.abi import aliased
 
 __all__ = ["install"]
@@ -91,6 +93,8 @@ def _on_host(operator: Any) -> Callable[..., Any]:
     def call(*arguments: Any, **words: Any) -> Any:
         if queued:
             torch.npu.synchronize()  # what is queued writes the same memory
+        if waits(operator, arguments, words):
+            host.told(str(operator))
         shared: list[tuple[Tensor, Tensor]] = []
         device: list[torch.device] = []
 

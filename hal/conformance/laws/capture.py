@@ -25,24 +25,9 @@ from hal.binding import bind
 from hal.conformance.laws.law import Law
 from hal.conformance.samples import Sample
 from hal.conformance.trial import Subject, Wrong
+from hal.host import waits
 
 __all__ = ["CAPTURED", "Watch", "host_reads"]
-
-ASK = {
-    "aten::_local_scalar_dense",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::bincount",
-    "aten::_unique2",
-    "aten::unique_dim",
-    "aten::unique_consecutive",
-}
-"""Operators of torch whose result's value or shape the host has to know."""
-
-MASKED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-"""They ask where an index is a mask."""
 
 STAND_INS = ("triton.", "hal_emulators.")
 """Modules that compute in the chip's place: what they read the chip reads."""
@@ -76,22 +61,13 @@ class Watch(TorchDispatchMode):
         name = func._schema.name
         made = func(*args, **kwargs)
         if not _stands_in():
-            if name in ASK or self._masked(name, args) or self._moved(name, args, kwargs):
+            if waits(func, args, kwargs) or self._moved(name, args, kwargs):
                 self.found.append(name.removeprefix("aten::"))
             given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
             for tensor in (x for x in tree_leaves(made) if isinstance(x, Tensor)):
                 if tensor.untyped_storage()._cdata not in given:
                     self.allocated.append((name.removeprefix("aten::"), StorageWeakRef(tensor.untyped_storage())))
         return made
-
-    @staticmethod
-    def _masked(name: str, args: Any) -> bool:
-        """A mask as an index, or counts that say how often to repeat."""
-        if name in MASKED:
-            if len(args) > 2 and args[2].numel() == 1:
-                return False  # is filled in place
-            return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-        return name == "aten::repeat_interleave" and len(args) < 2
 
     @staticmethod
     def _moved(name: str, args: Any, kwargs: Any) -> bool:
