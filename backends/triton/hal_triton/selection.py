@@ -51,7 +51,7 @@ def select(
         return torch.where(place < batch.visible(ratio)[:, None], place, -1)
     activation = cache.layout.index_activation
     chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=q.device)
-    if has("select", chip()) and dim == 128 and heads <= 64 and 2 * top_k <= ENTRIES:
+    if has("select", chip()) and dim == 128 and 16 < heads <= 64 and 2 * top_k <= ENTRIES:
         _select(q, weights, rope, batch, cache, chosen, width, ratio, hadamard, scale)
         return chosen
     codes, scales = empty_codes(tokens * heads, dim, activation, q.dtype, q.device)

@@ -98,7 +98,7 @@ def test_select(layout, chip, entries, monkeypatch):
     requests = ((3, 0), (2, 77), (1, 300))
     keys = filled(layout, 128, requests, 4, block=16)
     b = batch(*requests)
-    q, weights = randn(1, b.tokens, 6, 128).bfloat16(), randn(2, b.tokens, 6).bfloat16()
+    q, weights = randn(1, b.tokens, 20, 128).bfloat16(), randn(2, b.tokens, 20).bfloat16()
     hadamard = layout != "rows_bf16"
     attributes = {"ratio": 4, "scale": 0.05}
     with stand_in(chip):
