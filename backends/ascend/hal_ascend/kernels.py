@@ -121,6 +121,7 @@ def _vendor(target: Target) -> list[Kernel]:
         layout("weight").one_of("bf16", *MX_WEIGHTS, "mxfp4"),
     )
     _attention(kernel, target)
+    _hyper(kernel)
     return made
 
 
@@ -179,6 +180,14 @@ def _attention(kernel: Callable[..., None], target: Target) -> None:
         layout("cache").one_of("v4_640"),
         only="fp8_mma",
     )
+
+
+def _hyper(kernel: Callable[..., None]) -> None:
+    """Likewise of vllm-ascend's package, for the published widths."""
+    sizes = dim("streams").one_of(4), dim("hidden").one_of(4096, 7168)
+    halves = dtype("streams").one_of("bfloat16")
+    kernel("hc_pre", "mhc.pre", "hyper:pre", "npu_hc_pre_v2", halves, *sizes)
+    kernel("hc_post", "mhc.post", "hyper:post", "npu_hc_post", dtype("y").one_of("bfloat16"), halves, *sizes)
 
 
 def _compresses(facts: Facts) -> bool:

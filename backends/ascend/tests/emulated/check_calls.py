@@ -127,6 +127,18 @@ def attend(pages: torch.Tensor) -> Any:
     )
 
 
+def hc_pre(**words: Any) -> Any:
+    given = {"fn": ones(24, 4 * 4096), "scale": ones(3), "base": ones(24), "streams": 4} | words
+    x = ones(T, 4, 4096, dtype=torch.bfloat16)
+    return torch.ops._C_ascend.npu_hc_pre_v2(x, *given.values(), 20, 1e-6, 1e-6)
+
+
+def hc_post(**words: Any) -> Any:
+    given = {"post": ones(1, T, 4), "comb": ones(1, T, 4, 4)} | words
+    y, streams = ones(1, T, 4096, dtype=torch.bfloat16), ones(1, T, 4, 4096, dtype=torch.bfloat16)
+    return torch.ops._C_ascend.npu_hc_post(y, streams, *given.values())
+
+
 CALLS: dict[str, Callable[[], Any]] = {
     "npu_moe_gating_top_k": route,
     "npu_moe_gating_top_k by table": lambda: route(
@@ -177,6 +189,12 @@ WRONG: dict[str, Callable[[], Any]] = {
     "an expert beyond the last": lambda: init_routing(expert_num=0),
     "more experts than there are": lambda: torch_npu.npu_moe_gating_top_k(ones(T, E), E + 1, norm_type=2),
 }
+WRONG |= {
+    "a transposed projection": lambda: hc_pre(fn=ones(4 * 4096, 24)),
+    "a projection of another type": lambda: hc_pre(fn=ones(24, 4 * 4096, dtype=torch.bfloat16)),
+    "a mix without its batch": lambda: hc_post(comb=ones(T, 4, 4)),
+    "a mix of another type": lambda: hc_post(comb=ones(1, T, 4, 4, dtype=torch.bfloat16)),
+}
 WRONG["pages of another layout"] = lambda: attend(ones(4, 16, 1, 576, dtype=torch.float32))
 if MX:
     WRONG["ue8m0 scales with groups of 64"] = lambda: mx_matmul(group_sizes=[1, 1, 64])
@@ -186,6 +204,11 @@ if MX:
 def test_a_wrong_call_is_refused(call: Callable[[], Any]) -> None:
     with pytest.raises(RuntimeError):
         call()
+
+
+def test_hyper_connections_take_the_right_calls() -> None:
+    assert [tuple(each.shape) for each in hc_pre()] == [(T, 4096), (T, 4), (T, 4, 4)]
+    assert hc_post().shape == (1, T, 4, 4096)
 
 
 def inside(weight: PackedWeight) -> PackedWeight:

@@ -30,7 +30,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def install() -> None:
     """Define every schema, and give the operators that have one their kernel."""
-    from hal_emulators.cann.custom import attention, compression  # noqa: F401
+    from hal_emulators.cann.custom import attention, compression, hyper  # noqa: F401
 
     library = torch.library.Library("_C_ascend", "DEF")
     _LIBRARIES.append(library)
