@@ -42,6 +42,11 @@ def test_no_host_round_trip(chip: str) -> None:
     run("check_host.py", chip)
 
 
+@pytest.mark.parametrize("chip", CHIPS)
+def test_fake_tensors(chip: str) -> None:
+    run("check_fake.py", chip)
+
+
 def test_device() -> None:
     run("check_device.py", "a3", TASK_QUEUE_ENABLE="1")
 
