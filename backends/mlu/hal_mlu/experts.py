@@ -8,10 +8,11 @@ import torch
 from hal_plain.experts import exchanged, returned
 from torch import Tensor
 
+from hal.derived import derived
 from hal.dispatched import Dispatched
-from hal.formats import quantize, simulate
+from hal.formats import prepare, quantize, simulate
 from hal_mlu import tmo
-from hal_mlu.matmul import LEAST_SCALE
+from hal_mlu.matmul import LEAST_SCALE, scales_of
 
 if TYPE_CHECKING:
     from hal.distributed import Group
@@ -116,6 +117,53 @@ def experts_exact(
         return values.new_empty(0, w2.shape[-2])
     inner = _weighted(_product(values, w13, counts, torch.float32), packed, clamp)
     return _spread(_product(simulate(inner, activation), w2, counts, dispatched.dtype), dispatched)
+
+
+def experts_fp8(
+    dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str
+) -> Tensor:
+    """`moe.experts` in FP8: blocks of 128, or FP4 and FP8 weights in microscaling; gate and up are half precision."""
+    packed, counts = _packed(dispatched)
+    if not len(packed.rows):
+        return packed.rows.new_empty(0, w2.shape[-2], dtype=dispatched.dtype)
+    assert packed.scales is not None
+    gate_up = _fp8_product(packed.rows, packed.scales, w13, counts, dispatched.dtype)
+    inner = quantize(_weighted(gate_up, packed, clamp), activation)
+    return _spread(_fp8_product(inner.codes, inner.scales, w2, counts, dispatched.dtype), dispatched)
+
+
+def _fp8_product(codes: Tensor, scales: Tensor, weight: PackedWeight, counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows with a scale per 128 channels times experts' weights. The operator wants scales with channels first.
+
+    Microscaling has a scale per 32 channels, so each of a row's is said four times. e2m1 is part of e4m3: FP4 weights
+    become FP8 once, without a loss.
+    """
+    if weight.scheme == "fp8_block128":
+        row_scales = scales.float().mT.contiguous()
+        weight_scales = derived(weight, ("mlu", "scales"), lambda: scales_of(weight).float())
+    else:
+        weight = derived(weight, ("mlu", "mxfp8"), lambda: prepare(weight, "mxfp8"))
+        often = scales.view(torch.uint8).repeat_interleave(4, dim=1)[:, : weight.shape[-1] // 32]
+        row_scales = _turned(often)
+        weight_scales = derived(weight, ("mlu", "scales"), lambda: _turned(scales_of(weight)))
+    return tmo.operator("smooth_quant_group_gemm")(
+        a=codes.contiguous(),
+        b=weight.codes,
+        m_list=counts,
+        expand_idx=None,
+        c=None,
+        alpha=None,
+        beta=None,
+        a_scale=row_scales,
+        b_scale=weight_scales,
+        dtype=dtype,
+        max_m=len(codes),
+    )
+
+
+def _turned(scales: Tensor) -> Tensor:
+    """e8m0 scales with their last two dimensions exchanged."""
+    return scales.view(torch.uint8).mT.contiguous().view(torch.float8_e8m0fnu)
 
 
 def _int8_product(codes: Tensor, scales: Tensor, weight: PackedWeight, counts: Tensor, dtype: torch.dtype) -> Tensor:

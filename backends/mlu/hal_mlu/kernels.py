@@ -23,6 +23,9 @@ __all__ = ["kernels", "operators"]
 SHAPES = ((True, 4, 128), (True, 4, 512), (False, 128, 512))
 """(overlap, ratio, head_dim) of the vendor's compressor."""
 
+FLOAT8 = "float8_products"
+"""As in `hal_mlu.tmo`: found by trying."""
+
 NEWEST_WIDTHS = (1, 7168)
 """Channels that the newest `fused_mhc_post` takes."""
 
@@ -36,7 +39,7 @@ def kernels(target: Target) -> list[Kernel]:
     Adapters for bfloat16 only are left out on cards without it.
     """
     floats = tuple(name for name in DTYPES if name != "bfloat16" or "bf16_mma" in target.features)
-    adapters = [made for _, made in _adapters(floats)] if not target.present else _installed(floats)
+    adapters = _installed(floats) if target.present else _published(floats)
     adapters = [made for made in adapters if all(rule.yes for rule in made.constraints if rule.kind == "dtype")]
     behind = plain.kernels("mlu", dtypes=floats, caches=CACHES, index=INDEX, weights=WEIGHTS, activations=ACTIVATIONS)
     return [*adapters, *behind]
@@ -44,7 +47,12 @@ def kernels(target: Target) -> list[Kernel]:
 
 def operators() -> list[str]:
     """Operators of torch_mlu_ops that any adapter calls."""
-    return list(dict.fromkeys(name for names, _ in _adapters(DTYPES) for name in names))
+    return list(dict.fromkeys(name for names, _ in _adapters(DTYPES) for name in names if name != FLOAT8))
+
+
+def _published(floats: tuple[str, ...]) -> list[Kernel]:
+    """Those of a card that is elsewhere: whether it multiplies 8-bit floats is not published."""
+    return [made for names, made in _adapters(floats) if FLOAT8 not in names]
 
 
 def _installed(floats: tuple[str, ...]) -> list[Kernel]:
@@ -160,6 +168,8 @@ def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapte
 
 def _of_experts(floats: tuple[str, ...], halves: tuple[str, ...]) -> list[Adapter]:
     int8 = ("w8a8_int8", "w4a8_int")
+    blocks = [layout(weight).one_of("fp8_block128") for weight in ("w13", "w2")]
+    micro = [layout(weight).one_of("mxfp4", "mxfp8") for weight in ("w13", "w2")]
     return [
         _adapter(
             "route.softplus",
@@ -192,6 +202,28 @@ def _of_experts(floats: tuple[str, ...], halves: tuple[str, ...]) -> list[Adapte
             layout("w13").one_of(*int8),
             layout("w2").one_of(*int8),
             attribute("activation").one_of("int8_token"),
+            hidden="bfloat16",
+        ),
+        _adapter(
+            "experts.fp8",
+            "moe.experts",
+            "experts:experts_fp8",
+            "smooth_quant_group_gemm moe_active float8_products",
+            *blocks,
+            dim("hidden").multiple_of(128),
+            dim("inter").multiple_of(128),
+            attribute("activation").one_of("e4m3_128"),
+            hidden="bfloat16",
+        ),
+        _adapter(
+            "experts.mx",
+            "moe.experts",
+            "experts:experts_fp8",
+            "smooth_quant_group_gemm moe_active float8_products",
+            *micro,
+            dim("hidden").multiple_of(32),
+            dim("inter").multiple_of(32),
+            attribute("activation").one_of("e4m3_128"),
             hidden="bfloat16",
         ),
         _adapter(
@@ -229,6 +261,17 @@ def _of_matmul(halves: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapter]:
             dtype("x").one_of(*halves),
             layout("weight").one_of("w4a8_int"),
             int8,
+        ),
+        _adapter(
+            "matmul.fp8",
+            "quant.matmul",
+            "matmul:matmul_fp8",
+            "scaled_matmul float8_products",
+            dtype("x").one_of(*halves),
+            layout("weight").one_of("fp8_block128"),
+            attribute("activation").one_of("e4m3_128"),
+            dim("features").multiple_of(128),
+            dim("outputs").multiple_of(128),
         ),
         _adapter(
             "matmul.exact",

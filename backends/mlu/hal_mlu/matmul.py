@@ -51,6 +51,29 @@ def matmul_int4(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     )
 
 
+def matmul_fp8(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
+    """`quant.matmul` of FP8 blocks as they are stored.
+
+    Activations are quantised by hal.formats: the vendor's scales are no powers of two.
+    """
+    if not len(x):
+        return x.new_empty(0, weight.shape[0])
+    quantized = derived(x, ("mlu", activation), lambda: formats.quantize(x, activation))
+    return tmo.operator("scaled_matmul")(
+        a=quantized.codes,
+        b=weight.codes,
+        a_scale=quantized.scales.float(),
+        b_scale=derived(weight, ("mlu", "float scales"), lambda: scales_of(weight).float()),
+        output_dtype=x.dtype,
+    )
+
+
+def scales_of(weight: PackedWeight) -> Tensor:
+    """Scales of a scheme that has them."""
+    assert weight.scales is not None
+    return weight.scales
+
+
 def matmul_exact(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     """`quant.matmul` in bfloat16: rounded activations and dequantised weights are exact in it, sums are float32."""
     if not len(x):

@@ -46,6 +46,9 @@ ALTERNATIVES = {
 SINK = "attention_with_sink"
 """The capability of an attention operator that takes a sink."""
 
+FLOAT8 = "float8_products"
+"""The capability of the card to multiply 8-bit floats: no name of a card says it, so a small product is tried."""
+
 
 def installed() -> bool:
     """Whether torch_mlu_ops can be imported."""
@@ -60,9 +63,24 @@ def offered(capability: str) -> bool:
     if not installed():
         return False
     module = import_module("torch_mlu_ops")
+    if capability == FLOAT8:
+        return _multiplies_float8()
     if capability == SINK:
         return bool({"sink", "learnable_sink"} & _parameters("single_query_cached_kv_attn"))
     return any(hasattr(module, name) for name in ALTERNATIVES.get(capability, (capability,)))
+
+
+@cache
+def _multiplies_float8() -> bool:
+    """One product of ones, of which the result is known."""
+    ones = torch.ones(128, 128, device="mlu").to(torch.float8_e4m3fn)
+    scale = torch.ones(128, 1, device="mlu")
+    words: dict[str, Any] = {"a": ones, "b": ones, "a_scale": scale, "b_scale": scale[:1], "output_dtype": torch.half}
+    try:
+        y: Tensor = operator("scaled_matmul")(**words)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool((y == 128).all())
 
 
 def version() -> str:

@@ -24,3 +24,23 @@ def test_on_the_newest_operators(file: Path) -> None:
 @pytest.mark.parametrize("version", ["1.8.0", "1.5.0", "none"])
 def test_older_operators_give_the_same_model(version: str) -> None:
     run(Path(__file__).parent / "emulated" / "check_model.py", EMULATED_TORCH_MLU_OPS=version)
+
+
+@pytest.mark.parametrize(("card", "kernels"), [("613", 3), ("590", 0)])
+def test_float8_is_used_where_a_product_shows_it(card: str, kernels: int) -> None:
+    """The names of cards do not say it: a small product is tried, and the vendor's refusal is an answer."""
+    code = f"""
+from hal.plugins import load
+from hal_emulators.mlu import start
+found = [kernel.id for kernel in load("mlu").kernels(start("{card}"))]
+print(len({{"mlu.matmul.fp8", "mlu.experts.fp8", "mlu.experts.mx"}} & set(found)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == str(kernels), done.stderr
+
+
+def test_float8_products_are_right() -> None:
+    for name in ("mlu.*.fp8", "mlu.experts.mx"):
+        command = [sys.executable, "-m", "hal", "verify", "mlu:613@emulated", "--quick", "--kernel", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr

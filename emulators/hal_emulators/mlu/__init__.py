@@ -25,9 +25,13 @@ GIB = 1 << 30
 
 CHIPS = {
     "590": Chip("MLU590-M9", major=5, minor=0, bytes=96 * GIB, cores=48),
+    "613": Chip("MLU (mtp_613)", major=6, minor=1, bytes=96 * GIB, cores=48),
     "370": Chip("MLU370-X4", major=3, minor=7, bytes=24 * GIB, cores=32, bf16=False),
 }
 """Cards by the name of their target. The first is the default."""
+
+FLOAT8 = ("613",)
+"""Cards that stand for one that multiplies 8-bit floats. torch_mlu_ops takes them; which cards do is not published."""
 
 
 def start(chip: str) -> Target:
@@ -41,8 +45,9 @@ def start(chip: str) -> Target:
     if chip not in CHIPS:
         raise NoDevice(f"no mlu:{chip} is emulated", where="HAL_BACKEND", fix=f"use one of {', '.join(CHIPS)}")
     from hal_emulators.mlu import torch_mlu
-    from hal_emulators.mlu.ops import generation
+    from hal_emulators.mlu.ops import generation, products
 
+    products.float8(chip in FLOAT8)
     torch_mlu.install(start_device("mlu", CHIPS[chip]), CHIPS[chip])
     sys.modules["torch_mlu"] = torch_mlu
     module = generation(os.environ.get("EMULATED_TORCH_MLU_OPS") or "1.12.1")

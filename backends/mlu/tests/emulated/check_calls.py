@@ -1,10 +1,12 @@
 """Calls that a vendor would refuse, or that read the wrong memory, are refused by the stand-in."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch_mlu_ops as tmo
+from hal_emulators.mlu.ops import products
 
 D = "mlu"
 
@@ -138,6 +140,26 @@ def grouped() -> dict[str, Any]:
         "b_scale": torch.ones(2, 5, device=D),
         "dtype": torch.bfloat16,
         "max_m": 3,
+    }
+
+
+def float8() -> dict[str, Any]:
+    return {
+        "a": torch.ones(3, 256, device=D).to(torch.float8_e4m3fn),
+        "b": torch.ones(128, 256, device=D).to(torch.float8_e4m3fn),
+        "a_scale": torch.ones(3, 2, device=D),
+        "b_scale": torch.ones(1, 2, device=D),
+        "output_dtype": torch.bfloat16,
+    }
+
+
+def micro() -> dict[str, Any]:
+    return {
+        **grouped(),
+        "a": torch.ones(3, 64, device=D).to(torch.float8_e4m3fn),
+        "b": torch.ones(2, 5, 64, device=D).to(torch.float8_e4m3fn),
+        "a_scale": torch.ones(2, 3, device=D).to(torch.float8_e8m0fnu),
+        "b_scale": torch.ones(2, 2, 5, device=D).to(torch.float8_e8m0fnu),
     }
 
 
@@ -278,3 +300,38 @@ def test_unused_experts_rows_are_not_written() -> None:
     rows = tmo.moe_expand_input(bf16(4, 8), ints(3, 2, 1, 0), ints(0, 1, 3, 4), 1, 1)
     assert rows[:2].isfinite().all().item()
     assert rows[2:].isnan().all().item()
+
+
+@pytest.fixture
+def newer_card() -> Iterator[None]:
+    """A card that multiplies 8-bit floats."""
+    products.float8(True)
+    yield
+    products.float8(False)
+
+
+@pytest.mark.parametrize(("name", "words"), [("scaled_matmul", float8), ("smooth_quant_group_gemm", micro)])
+def test_float8_needs_a_card_that_has_it(name: str, words: Callable[[], dict[str, Any]], newer_card: None) -> None:
+    getattr(tmo, name)(**words())
+    products.float8(False)
+    with pytest.raises(RuntimeError, match="ARCH_MISMATCH"):
+        getattr(tmo, name)(**words())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "plant"),
+    [
+        ("scaled_matmul", float8, changed("a_scale", torch.Tensor.mT.__get__)),
+        ("scaled_matmul", float8, changed("a_scale", lambda t: t.to(torch.float8_e8m0fnu))),
+        ("scaled_matmul", float8, changed("b", lambda t: t[:100])),
+        ("scaled_matmul", float8, lambda words: words.pop("a_scale")),
+        ("smooth_quant_group_gemm", micro, changed("a_scale", lambda t: t.float())),
+        ("smooth_quant_group_gemm", micro, swapped("a_scale", "b_scale")),
+        ("smooth_quant_group_gemm", micro, lambda words: words.update(quant_flag=[4, 4])),
+    ],
+)
+def test_planted_errors_of_float8(name: str, words: Callable[[], dict[str, Any]], plant: Any, newer_card: None) -> None:
+    call = words()
+    plant(call)
+    with pytest.raises((RuntimeError, TypeError), match=r"torch_mlu_ops\.|argument"):
+        getattr(tmo, name)(**call)

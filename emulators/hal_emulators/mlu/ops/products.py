@@ -10,6 +10,20 @@ from torch import Tensor
 from hal_emulators.mlu.ops.check import BYTES, FLOATS, HALVES, INT32, Checks, operator
 
 F32 = (torch.float32,)
+E4M3, E8M0 = (torch.float8_e4m3fn,), (torch.float8_e8m0fnu,)
+BLOCK, MX = 128, 32
+"""Channels per scale of FP8 blocks and of microscaling."""
+
+_FLOAT8 = False
+"""Whether the emulated card multiplies 8-bit floats; no public source says which cards do."""
+
+
+def float8(there: bool) -> None:
+    """Set what the emulated card multiplies."""
+    global _FLOAT8
+    _FLOAT8 = there
+
+
 GROUPS = range(64, 1025)  # channels per int4 scale
 
 
@@ -69,6 +83,11 @@ def scaled_matmul(
     tile_config: Any = None,
 ) -> Tensor:
     check = Checks("scaled_matmul")
+    if a.dtype in E4M3:
+        check.absent(bias=bias, c=c, a_calib=a_calib, b_calib=b_calib)
+        check.that(output_dtype in HALVES, f"output_dtype is {output_dtype}, wanted half or bfloat16")
+        made = (_blocks(check, a, b, a_scale, b_scale) * alpha).to(output_dtype)
+        return made if output is None else output.copy_(made)
     check("a", a, BYTES, "m k")
     check("a_scale", a_scale, F32, "m")
     check.absent(bias=bias, c=c, a_calib=a_calib, b_calib=b_calib)
@@ -87,6 +106,20 @@ def scaled_matmul(
         made = a.float() @ (_int4(b) * _spread(check, b_scale, a.shape[1])).T
     made = (made * a_scale[:, None] * alpha).to(output_dtype)
     return made if output is None else output.copy_(made)
+
+
+def _blocks(check: Checks, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> Tensor:
+    """FP8 with a scale per 128 channels of a row, and per 128 x 128 block of the weight: float32 [m, n]."""
+    check.that(_FLOAT8, "this card multiplies no 8-bit floats (ARCH_MISMATCH)")
+    check("a", a, E4M3, "m k")
+    check("b", b, E4M3, "n k")
+    n, k = b.shape
+    check.that(n % BLOCK == 0 and k % BLOCK == 0, f"b is {[n, k]}, wanted multiples of {BLOCK}")
+    check.sizes |= {"rows": n // BLOCK, "columns": k // BLOCK}
+    check("a_scale", a_scale, F32, "m columns")
+    check("b_scale", b_scale, F32, "rows columns")
+    left = a.float() * a_scale.repeat_interleave(BLOCK, 1)
+    return left @ (b.float() * b_scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)).T
 
 
 def _spread(check: Checks, scale: Tensor, k: int) -> Tensor:
@@ -161,18 +194,25 @@ def smooth_quant_group_gemm(
     is_symmetric_quant: bool = True,
 ) -> Tensor:
     check = Checks("smooth_quant_group_gemm")
-    check("a", a, BYTES, "m k")
     check("m_list", m_list, INT32, "experts")
-    check("a_scale", a_scale, F32, "m")
+    if a.dtype in E4M3:
+        rows, weights = _float8_group(check, a, b, a_scale, b_scale)
+    else:
+        check("a", a, BYTES, "m k")
+        check("a_scale", a_scale, F32, "m")
     check.absent(expand_idx=expand_idx, c=c, alpha=alpha, beta=beta, bias=bias, idx_offset=idx_offset)
     check.absent(a_calibration=a_calibration, b_calibration=b_calibration, a_lora=a_lora, b_lora=b_lora)
     check.that(dtype in HALVES, f"dtype is {dtype}, wanted half or bfloat16")
     check.that(is_symmetric_quant and a_quant_bit_size == 8, "only symmetric int8 activations")
-    if quant_flag is None:
+    if a.dtype in E4M3:
+        check.absent(quant_flag=quant_flag)
+    elif quant_flag is None:
+        rows = a.float() * a_scale[:, None]
         check("b", b, BYTES, "experts n k")
         check("b_scale", b_scale, F32, "experts n")
         weights = b.float() * b_scale[..., None]
     else:
+        rows = a.float() * a_scale[:, None]
         check("b_scale", b_scale, F32, "groups experts n")
         check.that(
             len(quant_flag) == b_scale.shape[0] * b_scale.shape[1], "quant_flag has one entry per expert and group"
@@ -184,5 +224,22 @@ def smooth_quant_group_gemm(
         weights = _int4(b) * _spread(check, scales, a.shape[1]).view(*b.shape[:2], -1)
     made = torch.full((len(a), b.shape[1]), torch.nan, dtype=dtype)
     for (begin, end), weight in zip(_segments(check, m_list, len(a), max_m), weights, strict=True):
-        made[begin:end] = ((a[begin:end].float() @ weight.T) * a_scale[begin:end, None]).to(dtype)
+        made[begin:end] = (rows[begin:end] @ weight.T).to(dtype)
     return made if d is None else d.copy_(made)
+
+
+def _float8_group(check: Checks, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and experts' weights as float32: blocks of 128 with float32 scales, or microscaling with e8m0 scales."""
+    check.that(_FLOAT8, "this card multiplies no 8-bit floats (ARCH_MISMATCH)")
+    check("a", a, E4M3, "m k")
+    check("b", b, E4M3, "experts n k")
+    n, k = b.shape[1:]
+    micro = b_scale.dtype in E8M0
+    size = MX if micro else BLOCK
+    check.that(k % size == 0 and (micro or n % size == 0), f"b is {list(b.shape)}, wanted multiples of {size}")
+    check.sizes |= {"columns": k // size, "blocks": n // BLOCK}
+    check("a_scale", a_scale, E8M0 if micro else F32, "columns m")
+    check("b_scale", b_scale, E8M0 if micro else F32, "experts columns n" if micro else "experts blocks columns")
+    rows = a.float() * a_scale.float().T.repeat_interleave(size, 1)
+    scales = b_scale.float().mT if micro else b_scale.repeat_interleave(BLOCK, 1)
+    return rows, b.float() * scales.repeat_interleave(size, 2)
