@@ -73,14 +73,13 @@ def offered(capability: str) -> bool:
 @cache
 def _multiplies_float8() -> bool:
     """One product of ones, of which the result is known."""
-    ones = torch.ones(128, 128, device="mlu").to(torch.float8_e4m3fn)
-    scale = torch.ones(128, 1, device="mlu")
-    words: dict[str, Any] = {"a": ones, "b": ones, "a_scale": scale, "b_scale": scale[:1], "output_dtype": torch.half}
     try:
-        y: Tensor = operator("scaled_matmul")(**words)
+        ones = torch.ones(128, 128, device="mlu").to(torch.float8_e4m3fn)
+        scale = torch.ones(128, 1, device="mlu")
+        y = operator("scaled_matmul")(a=ones, b=ones, a_scale=scale, b_scale=scale[:1], output_dtype=torch.half)
+        return bool((y == 128).all())
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return bool((y == 128).all())
 
 
 def version() -> str:
