@@ -47,6 +47,11 @@ def test_fake_tensors(chip: str) -> None:
     run("check_fake.py", chip)
 
 
+@pytest.mark.parametrize("chip", CHIPS)
+def test_several_streams(chip: str) -> None:
+    run("check_streams.py", chip)
+
+
 def test_device() -> None:
     run("check_device.py", "a3", TASK_QUEUE_ENABLE="1")
 

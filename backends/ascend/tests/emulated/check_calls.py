@@ -184,6 +184,7 @@ def test_fake_tensors_have_the_shapes_of_real_ones(name: str) -> None:
 WRONG: dict[str, Callable[[], Any]] = {
     "scale of integers": lambda: int8_matmul(scale=ones(N, dtype=torch.int32)),
     "weight not transposed": lambda: int8_matmul(weight=ones(N, H, dtype=torch.int8)),
+    "experts' scales of integers": lambda: int8_grouped(scale=[ones(E, N, dtype=torch.int32)]),
     "running sums taken for counts": lambda: int8_grouped(group_list=torch.arange(1, E + 1).npu()),
     "experts' weights not transposed": lambda: int8_grouped(weight=ones(E, N, H, dtype=torch.int8)),
     "an expert beyond the last": lambda: init_routing(expert_num=0),
@@ -198,6 +199,8 @@ WRONG |= {
 WRONG["pages of another layout"] = lambda: attend(ones(4, 16, 1, 576, dtype=torch.float32))
 if MX:
     WRONG["ue8m0 scales with groups of 64"] = lambda: mx_matmul(group_sizes=[1, 1, 64])
+    WRONG["float32 scales where ue8m0 is said"] = lambda: mx_matmul(scale=ones(H // 64, N, 2))
+    WRONG["ue8m0 scales of another transposition"] = lambda: mx_matmul(scale=scales(N))
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)

@@ -8,7 +8,7 @@ from torch import Tensor
 from hal_emulators.cann.abi import Argument
 from hal_emulators.cann.calls import kernel
 
-FLOAT, BF16, INT64, UINT64, E8M0 = 0, 27, 9, 10, 37
+FLOAT, BYTES, BF16, INT64, UINT64, E8M0 = 0, 4, 27, 9, 10, 37
 SCALES = (FLOAT, BF16, INT64, UINT64, E8M0)
 
 
@@ -75,13 +75,15 @@ def _grouped(
     rows, experts = x[0].values().float(), weight[0].values().float()
     factor = (scale or antiquant or [None])[0]
     begin = 0
+    if factor is not None and factor.type not in (FLOAT, BF16, BYTES, E8M0):
+        raise ValueError(f"experts' scales of aclDataType {factor.type} are not taken")
     if int(ends[-1]) > len(rows):
         raise ValueError(f"the groups have {int(ends[-1])} rows, x has {len(rows)}")
     result = out[0].memory
     for expert, end in enumerate(ends.tolist()):
         at, here = slice(begin, end), experts[expert]
         left = rows[at]
-        if factor is not None and factor.type in (E8M0, 4):
+        if factor is not None and factor.type in (E8M0, BYTES):
             pairs = torch.exp2(factor.memory.view(torch.uint8)[expert].float() - 127)
             factors = pairs.movedim(-1, -2).flatten(-3, -2).repeat_interleave(32, 0)[: here.shape[0]]
             token = per_token[0].values()[at].flatten(-2).repeat_interleave(32, -1)[:, : rows.shape[1]]  # type: ignore[index]
