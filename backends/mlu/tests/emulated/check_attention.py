@@ -1,12 +1,17 @@
-"""The ways to attend agree with each other and with plain torch, whatever the order of pages and requests."""
+"""The ways to attend agree with each other and with plain torch, whatever the order of pages and requests; selection
+by lengths of another meaning does not pass."""
+
+from typing import Any
 
 import pytest
 import torch
-from hal_mlu import attention
+from hal_mlu import attention, selection, tmo
 from hal_plain.attention import attend as plain
 
 from hal import Batch, KVCache
 from hal.layouts import layout
+from hal.numerics.contracts import expect
+from hal.rope import Rope
 
 HEADS, SCALE, WINDOW, RATIO = 8, 512**-0.5, 32, 4
 LENGTHS, STARTS, SLOTS = [5, 0, 1, 40], [0, 3, 70, 20], [2, 0, 3, 1]
@@ -47,3 +52,29 @@ def test_all_ways_agree(case: str, with_sink: bool) -> None:
         torch.testing.assert_close(out.cpu().float(), wanted.cpu().float(), rtol=2**-7, atol=2**-8)
         if lse is not None:
             torch.testing.assert_close(lse.cpu(), wanted_lse.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def selecting() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call of `attn.select` that must choose 6 of 9 to 12 entries."""
+    generator = torch.Generator().manual_seed(5)
+    batch = Batch.build([1, 2], [50, 36], [1, 0], "mlu")
+    index = KVCache.allocate(layout("index_bf16_mxfp4", 128, 16), 2, 24, "mlu")
+    index.pages.copy_(torch.randn(index.pages.shape, generator=generator))
+    q = torch.randn(batch.tokens, 4, 128, generator=generator).bfloat16().to("mlu")
+    weights = torch.rand(batch.tokens, 4, generator=generator).to("mlu")
+    arguments = (q, weights, Rope(64, 160000.0, 16.0, 65536), batch, index)
+    return arguments, {"top_k": 6, "ratio": RATIO, "hadamard": True, "scale": 128**-0.5}
+
+
+def test_lengths_after_compression_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Legal numbers, which the vendor cannot refuse: the choice that the stand-in makes of them is judged wrong."""
+    arguments, words = selecting()
+    verdict = expect("attn.select", arguments, words).judge((selection.select(*arguments, **words),), arguments)
+    assert verdict, verdict.text
+    operator = tmo.operator("masked_indexer_select_paged_kv")
+
+    def planted(k_context_lens: torch.Tensor, compress_ratio: int, **words: Any) -> Any:
+        return operator(k_context_lens=k_context_lens // compress_ratio, compress_ratio=compress_ratio, **words)
+
+    monkeypatch.setattr(tmo, "operator", lambda name: planted)
+    assert not expect("attn.select", arguments, words).judge((selection.select(*arguments, **words),), arguments)
