@@ -149,12 +149,19 @@ def _of_attention(floats: tuple[str, ...], bf16: tuple[str, ...]) -> list[Adapte
             "compress",
             "attn.compress",
             "compression:compress",
-            "fused_compress_single_kv fused_compress_multi_kv apply_rotary reshape_paged_cache",
+            "fused_compress_single_kv fused_compress_multi_kv compressor_with_paged_state "
+            "apply_rotary reshape_paged_cache",
             dtype("x").one_of(*bf16),
             layout("cache").one_of(*dict.fromkeys((*PAGED_ROWS, *INDEX_ROWS))),
             shapes,
         ),
-        _adapter("compress_pool", "attn.compress_pool", "compression:compress_pool", "fused_compress_multi_kv", shapes),
+        _adapter(
+            "compress_pool",
+            "attn.compress_pool",
+            "compression:compress_pool",
+            "fused_compress_multi_kv compressor_with_paged_state",
+            shapes,
+        ),
         _adapter(
             "store",
             "attn.store",

@@ -9,6 +9,7 @@ Signatures are looked at once, when an operator is first used; what an adapter c
 | the indexer's lengths | tokens, with `compress_ratio` | entries |
 | int8 quantiser, product | `scaled_quantize`, `scaled_matmul` | `per_token_smooth_quantize`, `smooth_quant_matmul` |
 | clamp of the gated activation | `swiglu_limit` | none: in torch, before the call |
+| compressor's state | pages of `state_cache` | `kv_state` and `score_state`, a row per request: not called |
 | channels of `fused_mhc_post` | up to 7168 | 4096 |
 """
 
@@ -46,6 +47,9 @@ ALTERNATIVES = {
 SINK = "attention_with_sink"
 """The capability of an attention operator that takes a sink."""
 
+PAGED = "compressor_with_paged_state"
+"""The capability of a compressor whose state has a block table; earlier ones have the same names."""
+
 FLOAT8 = "float8_products"
 """The capability of the card to multiply 8-bit floats: no name of a card says it, so a small product is tried."""
 
@@ -67,6 +71,8 @@ def offered(capability: str) -> bool:
         return _multiplies_float8()
     if capability == SINK:
         return bool({"sink", "learnable_sink"} & _parameters("single_query_cached_kv_attn"))
+    if capability == PAGED:
+        return hasattr(module, "fused_compress_multi_kv") and "state_cache" in _parameters("fused_compress_multi_kv")
     return any(hasattr(module, name) for name in ALTERNATIVES.get(capability, (capability,)))
 
 

@@ -38,6 +38,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
         monkeypatch.setattr(torch, "mlu", device, raising=False)
         monkeypatch.setenv("ENABLE_FALLBACK_TO_CPU", fallback)
         tmo.operator.cache_clear()
+        tmo._parameters.cache_clear()
 
     return install
 
@@ -87,8 +88,16 @@ def test_missing_operators_package(install: Install) -> None:
 
 def test_old_operators_package(install: Install) -> None:
     install(operators="1.8.0")
-    assert "torch_mlu_ops 1.8.0 lacks sliding_window_compress_attention, fused_compress_single_kv" in seen().why
+    assert "torch_mlu_ops 1.8.0 lacks sliding_window_compress_attention, compressor_with_paged_state" in seen().why
     assert "install 1.12.1" in seen().why
+
+
+def test_an_older_compressor_of_the_same_name_is_not_called(install: Install) -> None:
+    install(operators="1.8.0")
+    assert tmo.offered("fused_compress_single_kv")
+    assert "state_ids" in tmo._parameters("fused_compress_single_kv")
+    known = next(each for each in plugins.load("mlu").targets() if each.present)
+    assert not {"mlu.compress", "mlu.compress_pool"} & {kernel.id for kernel in plugins.load("mlu").kernels(known)}
 
 
 def test_host_fallback_is_on(install: Install) -> None:

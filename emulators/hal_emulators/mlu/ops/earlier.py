@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hal_emulators.mlu.ops import attention, connections, products, quantization, routing, sparse
-from hal_emulators.mlu.ops.check import INT32, Checks, operator, require
+from hal_emulators.mlu.ops.check import INT32, CallError, Checks, operator, require
 
 __all__ = ["EIGHT", "FIVE"]
 
@@ -106,6 +106,48 @@ def _mhc_post_8(
     return connections.fused_mhc_post(x, residual, post, comb, compute_rms, eps, output, output_rms)
 
 
+@operator
+def _compress_multi_8(
+    kv: Tensor,
+    score: Tensor,
+    kv_state: Tensor,
+    score_state: Tensor,
+    cu_seqlens: Tensor,
+    batch_ids: Tensor,
+    ape: Tensor,
+    max_seqlen: int,
+    overlap: bool,
+    compressed_kv: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """State by request and not by page. Only the signature is emulated, by which a backend tells the forms apart."""
+    raise CallError("torch_mlu_ops.fused_compress_multi_kv: the form of 1.8, with kv_state, is not emulated")
+
+
+@operator
+def _compress_single_8(
+    kv: Tensor,
+    score: Tensor,
+    position: Tensor,
+    state_ids: Tensor,
+    ape: Tensor,
+    kv_state: Tensor,
+    score_state: Tensor,
+    gamma: Tensor,
+    sin: Tensor,
+    cos: Tensor,
+    hadamard_matrix: Tensor | None,
+    slot_mapping: Tensor,
+    kv_cache: Tensor,
+    kv_cache_scale: Tensor | None,
+    eps: float,
+    overlap: bool,
+    cu_query_len: Tensor,
+    mtp_token_num: int,
+) -> tuple[Tensor, Tensor]:
+    """As `_compress_multi_8`."""
+    raise CallError("torch_mlu_ops.fused_compress_single_kv: the form of 1.8, with kv_state, is not emulated")
+
+
 def _quantize_8(
     x: Tensor,
     smooth: Tensor,
@@ -176,6 +218,8 @@ def _smooth_quant_matmul(
 EIGHT = {
     "single_query_cached_kv_attn": _attention_8,
     "masked_indexer_select_paged_kv": _indexer_8,
+    "fused_compress_multi_kv": _compress_multi_8,
+    "fused_compress_single_kv": _compress_single_8,
     "fused_mhc_post": _mhc_post_8,
     "moe_active": _active_8,
     "moe_quantize": _quantize_8,
