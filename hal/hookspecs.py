@@ -39,7 +39,7 @@ def hal_layouts(target: Target) -> list[str]:  # type: ignore[empty-body]
 
 @hookspec
 def hal_watch_host(target: Target) -> Any:
-    """A context manager whose value is a list that gets the name of every operator which ran on the host."""
+    """A context manager whose value is a list: names of operators that ran on the host, or for which it waited."""
 
 
 @hookspec
