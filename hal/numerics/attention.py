@@ -173,11 +173,14 @@ def _rows(index: int, before: KVCache, rows: Tensor, noise: Tensor, physical: Te
             wanted.to(cache.pages.device), torch.float64 if cache.pages.device.type == "cpu" else torch.float32
         )
 
+    def others(cache: KVCache) -> Tensor:
+        """In one dtype wherever the cache is: a device without float64 rounds scales that are no powers of two."""
+        wide = torch.float64 if cache.pages.dtype == torch.float64 else torch.float32
+        return cache.read(rest.to(cache.pages.device), wide).to("cpu", torch.float64)
+
     return [
         Part("cache", lambda _, after: read(after[index], places), want),
-        Part(
-            "other rows", lambda _, after: read(after[index], rest).to("cpu", torch.float64), Exact(read(before, rest))
-        ),
+        Part("other rows", lambda _, after: others(after[index]), Exact(others(before))),
     ]
 
 
