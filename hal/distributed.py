@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hal.errors import ContractError
+from hal.indexing import take
 
 __all__ = ["Exchange", "Group", "TorchGroup"]
 
@@ -102,8 +103,8 @@ class Exchange:
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows sorted by expert of all processes -> rows of this process's experts, grouped by them."""
-        return self.group.all_to_all(rows, self.sent, self.received)[self.order]
+        return take(self.group.all_to_all(rows, self.sent, self.received), self.order)
 
     def backward(self, rows: Tensor) -> Tensor:
         """Rows of this process's experts -> rows as `forward` was given them."""
-        return self.group.all_to_all(rows[self.order.argsort()], self.received, self.sent)
+        return self.group.all_to_all(take(rows, self.order.argsort()), self.received, self.sent)

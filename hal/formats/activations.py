@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hal.errors import UnknownName
 from hal.formats.blocks import Blocks
+from hal.indexing import take
 
 __all__ = ["ACTIVATIONS", "Quantized", "quantize", "simulate"]
 
@@ -56,6 +57,10 @@ class Quantized:
     codes: Tensor
     scales: Tensor
     name: str
+
+    def __getitem__(self, rows: Tensor) -> Quantized:
+        """Some rows."""
+        return Quantized(take(self.codes, rows), take(self.scales, rows), self.name)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values [.., features] that codes and scales stand for."""

@@ -100,8 +100,8 @@ def dispatch(
     if activation == "none" or (x.requires_grad and torch.is_grad_enabled()):
         rows, scales = simulate(x, activation)[token], None
     else:
-        quantized = quantize(x, activation)
-        rows, scales = quantized.codes[token], quantized.scales[token]
+        quantized = quantize(x, activation)[token]
+        rows, scales = quantized.codes, quantized.scales
     factors, route = weights.flatten()[order], None
     if group is not None:
         route = Exchange.plan(group, counts)

@@ -16,7 +16,7 @@ LONGEST = 400
 # From the ground up. A module or package imports what stands in a layer below its own, and itself.
 LAYERS = (
     ("errors", "streams", "host"),
-    ("derived",),
+    ("derived", "indexing"),
     ("environment", "signature", "constraints", "batch", "formats", "rope", "lock", "distributed"),
     ("contract", "kernel", "layouts", "dispatched", "policy"),
     ("cache", "ops", "target"),

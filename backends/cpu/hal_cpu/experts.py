@@ -63,8 +63,8 @@ def dispatch(
     if activation == "none":
         rows, scales = x[token], None
     else:
-        quantized = quantize(x, activation)
-        rows, scales = quantized.codes[token], quantized.scales[token]
+        quantized = quantize(x, activation)[token]
+        rows, scales = quantized.codes, quantized.scales
     factors, exchange = weights.flatten()[order], None
     if group is not None:
         exchange = Exchange.plan(group, counts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hal.derived import derived
 from hal.dispatched import Dispatched
 from hal.formats import prepare, quantize, simulate
+from hal.indexing import take
 from hal_mlu import tmo
 from hal_mlu.matmul import LEAST_SCALE, scales_of
 
@@ -70,8 +71,8 @@ def dispatch(
         rows = tmo.operator("moe_expand_input")(input=codes, gather_idx=source)
         scales = scale.where(scale > 0, LEAST_SCALE)[source].unsqueeze(1)
     else:
-        quantized = quantize(x, activation)
-        rows, scales = quantized.codes[source], quantized.scales[source]
+        quantized = quantize(x, activation)[source]
+        rows, scales = quantized.codes, quantized.scales
     order = torch.empty_like(place)
     order[place.long()] = torch.arange(len(place), dtype=place.dtype, device=place.device)
     index = place.view(ids.shape).where(expert_ids >= 0, -1).long()
@@ -226,8 +227,8 @@ def _packed(dispatched: Dispatched) -> tuple[Dispatched, Tensor]:
     if dispatched.starts is None:
         return dispatched, counts
     at = _segments(dispatched)
-    scales = None if dispatched.scales is None else dispatched.scales[at]
-    rows, weights = dispatched.rows[at], dispatched.weights[at]
+    scales = None if dispatched.scales is None else take(dispatched.scales, at)
+    rows, weights = take(dispatched.rows, at), dispatched.weights[at]
     words = (dispatched.counts, dispatched.index, dispatched.tokens, dispatched.top_k, dispatched.dtype)
     return Dispatched(rows, scales, dispatched.activation, weights, *words), counts
 

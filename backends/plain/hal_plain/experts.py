@@ -64,8 +64,8 @@ def dispatch(
     if activation == "none":
         rows, scales = x[token], None
     else:
-        quantized = quantize(x, activation)
-        rows, scales = quantized.codes[token], quantized.scales[token]
+        quantized = quantize(x, activation)[token]
+        rows, scales = quantized.codes, quantized.scales
     index = place.where(ids >= 0, -1).view(tokens, top_k)
     return exchanged(rows, scales, activation, weights.flatten()[order], counts, index, x.dtype, group)
 

@@ -245,7 +245,8 @@ def dispatched(
     factors = weights.new_full((len(token),), torch.nan)
     factors[place] = weights.flatten()[order]
     done = quantize(x, activation)
-    rows, scales = (done.codes[token], done.scales[token]) if len(x) else (done.codes, done.scales)
+    done = done[token] if len(x) else done
+    rows, scales = done.codes, done.scales
     if activation == "none":
         rows = torch.where(factors.isnan()[:, None], draw.garbage, rows).to(x.dtype)
     return Dispatched(

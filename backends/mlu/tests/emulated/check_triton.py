@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+if triton.__version__ != "3.9.0":
+    pytest.skip(f"the repaired interpreter is triton 3.9.0's, not {triton.__version__}'s", allow_module_level=True)
 
 import hal_triton.attention
 import hal_triton.compression

@@ -96,6 +96,8 @@ TORCH_LIBRARY(hal_device, m) {
   m.def("as_device(Tensor(a) tensor, int index=-1) -> Tensor(a)");
 }
 TORCH_LIBRARY_IMPL(hal_device, PrivateUse1, m) { m.impl("as_host", TORCH_FN(as_host)); }
+// Views of the same bytes carry no gradient; torch before 2.8 needs to be told.
+TORCH_LIBRARY_IMPL(hal_device, AutogradPrivateUse1, m) { m.impl("as_host", torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(hal_device, CPU, m) { m.impl("as_device", TORCH_FN(as_device)); }
 } // namespace device
 
