@@ -5,9 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
-if triton.__version__ != "3.9.0":
-    pytest.skip(f"the repaired interpreter is triton 3.9.0's, not {triton.__version__}'s", allow_module_level=True)
+pytest.importorskip("triton", minversion="3.9.0", reason="the repaired interpreter is triton 3.9.0's")
 
 import hal_triton.attention
 import hal_triton.compression
