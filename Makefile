@@ -2,6 +2,7 @@
 # make test    the same environment and the test tools; lint, types and every test
 # make compile every Triton kernel, compiled for GPUs that are not here
 # make compile-ascend  likewise for Ascend, in an environment of its own; downloads 220 MB
+# make old-torch  the core and the MLU backend on torch 2.7.1 and 2.11.0, in environments of their own; downloads 5 GB
 # make docs    the site, strictly, into build/site
 # make verify  every conformance case of what runs here, and the suite itself against planted bugs
 # All are incremental: nothing is installed twice until a pyproject.toml or constraints.txt changes.
@@ -16,7 +17,7 @@ ascend := .venv-ascend/bin/python -m pip install --quiet --disable-pip-version-c
 triton := .venv-triton-ascend/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: .venv-ascend .wheels-cuda demo test compile compile-ascend docs verify lint clean
+.PHONY: .venv-ascend .wheels-cuda demo test compile compile-ascend old-torch docs verify lint clean
 
 demo: $(VENV)/.model
 	$(bin)/hal generate examples/tiny-v4 --prompt "$(PROMPT)" --max-new-tokens 200
@@ -37,6 +38,20 @@ compile-ascend: .venv-triton-ascend/.ready
 	$(triton) --editable '.[model]' --editable backends/triton --editable backends/plain --editable backends/ascend
 	@touch $@
 
+# PyPI has these releases as CUDA builds only. Cambricon's public torch_mlu belongs to them.
+old-torch: .venv-torch-2.7.1/.ready .venv-torch-2.11.0/.ready
+	for version in 2.7.1 2.11.0; do \
+	  OMP_NUM_THREADS=1 .venv-torch-$$version/bin/python -m pytest -n $(WORKERS) \
+	    tests/core tests/formats tests/reference tests/numerics tests/model backends/mlu || exit 1; done
+
+.venv-torch-%/.ready: pyproject.toml emulators/pyproject.toml backends/cpu/pyproject.toml backends/plain/pyproject.toml backends/triton/pyproject.toml backends/mlu/pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==$* transformers==5.23.0 \
+	  setuptools pytest pytest-xdist hypothesis ml_dtypes
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[model]' --editable emulators \
+	  --editable backends/cpu --editable backends/plain --editable backends/triton --editable backends/mlu
+	@touch $@
+
 verify: $(VENV)/.test
 	$(bin)/hal verify reference
 	$(bin)/hal verify cpu
@@ -53,7 +68,7 @@ lint: $(VENV)/.test
 	$(bin)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-ascend .venv-triton-ascend .wheels-cuda
+	rm -rf $(VENV) .venv-ascend .venv-triton-ascend .venv-torch-2.7.1 .venv-torch-2.11.0 .wheels-cuda
 
 # torch_npu in an environment of its own: with it installed, a bare `import torch` needs CANN or its stand-ins. Where the
 # wheel cannot be had, its tests say that they are incomplete.
