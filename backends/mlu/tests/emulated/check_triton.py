@@ -17,7 +17,7 @@ from hal_plain import attention, compression, experts, matmul, selection
 from hal_triton import launch
 from hal_triton.tuning import chip, config, table
 from triton.backends.compiler import GPUTarget
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 
 from hal import Batch, KVCache, StateCache
 from hal.formats import prepare
@@ -27,6 +27,9 @@ from hal.rope import Rope
 LENGTHS, STARTS, SLOTS = [5, 0, 1, 40], [0, 3, 70, 20], [2, 0, 3, 1]
 CORES = 8
 GRIDS: list[tuple[int, ...]] = []
+VALUES: list[int] = []
+NRAM = 327680
+"""Bytes of a core's memory that a kernel of the 500 series may use."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,9 +46,16 @@ def interpreted() -> Iterator[None]:
         GRIDS.append(tuple(grid))
         run(self, *arguments, grid=grid, **words)
 
-    InterpretedFunction.run = recorded
+    checked = TensorHandle.__post_init__
+
+    def measured(self: TensorHandle) -> None:
+        checked(self)
+        if not self.dtype.is_ptr():
+            VALUES.append(self.data.size * self.dtype.primitive_bitwidth // 8)
+
+    InterpretedFunction.run, TensorHandle.__post_init__ = recorded, measured
     yield
-    InterpretedFunction.run = run
+    InterpretedFunction.run, TensorHandle.__post_init__ = run, checked
     launch.limit_programs(1 << 30)
     fresh.remove()
     switch.compile_again()
@@ -134,3 +144,9 @@ def test_grids_never_exceed_the_cores() -> None:
     assert len(GRIDS) > 10
     assert max(grid[0] for grid in GRIDS) == CORES
     assert all(size == 1 for grid in GRIDS for size in grid[1:])
+
+
+def test_no_value_is_larger_than_a_cores_memory() -> None:
+    """What is live at once is the compiler's business; a value that does not fit alone could never run."""
+    assert len(VALUES) > 1000
+    assert 1 << 14 < max(VALUES) <= NRAM // 2
