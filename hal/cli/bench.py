@@ -10,6 +10,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from hal.bench.published import published
 from hal.bench.scale import V4
@@ -22,7 +23,23 @@ if TYPE_CHECKING:
 Backend = Annotated[str | None, typer.Option(help="As HAL_BACKEND.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on both sides; by default its own choice.")]
 
-command = typer.Typer(no_args_is_help=True, help="Measure against peers, in turns in one process.")
+
+class Benches(TyperGroup):
+    """`hal bench cuda` is `hal bench kernels --backend cuda`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The named measurement, or that of a backend's kernels."""
+        if args and args[0] not in self.commands:
+            from hal import plugins
+
+            if args[0].partition("@")[0].partition(":")[0] in plugins.installed():
+                args = ["kernels", "--backend", *args]
+        return super().resolve_command(ctx, args)
+
+
+command = typer.Typer(
+    cls=Benches, no_args_is_help=True, help="Measure against peers, in turns in one process; BACKEND means its kernels."
+)
 
 
 @command.command()

@@ -25,6 +25,16 @@ def test_a_kernel_is_timed_and_shown_as_a_share_of_the_machine() -> None:
         assert one["share"] == one["bytes"] / data["copy"] / one["seconds"][0]
 
 
+def test_a_backend_by_name_means_its_kernels() -> None:
+    shown = CliRunner().invoke(app, f"bench cpu --kernel cpu.combine {SIZES}".split())
+    assert shown.exit_code == 0
+    assert "combine prefill" in shown.stdout
+    absent = CliRunner().invoke(app, ["bench", "cuda"])
+    assert absent.exit_code == 2
+    assert "no cuda is in this machine" in absent.output
+    assert CliRunner().invoke(app, ["bench", "prefil"]).exit_code == 2
+
+
 def test_the_table_names_the_machine() -> None:
     shown = CliRunner().invoke(app, WORDS).stdout
     assert "cpu copies" in shown
