@@ -14,6 +14,7 @@ from hal_ascend.triton import triton_kernels
 from typer.testing import CliRunner
 
 from hal.cli.app import app
+from hal.ops import CONTRACTS
 from hal.target import described
 
 PLAN = """
@@ -65,5 +66,5 @@ def test_without_the_compiler_it_is_said_how_to_get_it() -> None:
 def test_every_contract_with_a_triton_kernel_has_one_here(chip: str) -> None:
     target = next(target for target in described() if target.name == chip)
     kernels = triton_kernels(target)
-    assert len({kernel.contract for kernel in kernels}) == 12
+    assert {kernel.contract for kernel in kernels} == set(CONTRACTS) - {"moe.ffn"}  # a composite of the others
     assert all(kernel.id.endswith(".triton") and not kernel.capturable for kernel in kernels)
