@@ -127,6 +127,10 @@ def check(
 
 
 def combo(*constraints: Constraint) -> Constraint:
-    """All of several constraints, as one."""
+    """All of several constraints, as one; what each of them refuses is an example of what it refuses."""
     wanted = " and ".join(f"{c.name} {c.wanted}".strip() for c in constraints)
-    return Constraint("check", "", wanted, lambda facts: all(c.reason(facts) is None for c in constraints))
+    inside = {c.name: c.yes[0] for c in constraints if c.yes}
+    outside = tuple({**inside, c.name: value} for c in constraints for value in c.no)
+    return Constraint(
+        "check", "", wanted, lambda facts: all(c.reason(facts) is None for c in constraints), (inside,), outside
+    )
