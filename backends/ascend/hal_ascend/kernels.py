@@ -112,6 +112,16 @@ def _vendor(target: Target) -> list[Kernel]:
         only="mx_scaled_mma",
     )
     kernel(
+        "matmul.hif8",
+        "quant.matmul",
+        "matmul:matmul_hif8",
+        "npu_weight_quant_batchmatmul",
+        dtype("x").one_of("bfloat16"),
+        attribute("activation").one_of("none"),
+        layout("weight").one_of("hif8"),
+        only="mx_scaled_mma",
+    )
+    kernel(
         "matmul.bf16",
         "quant.matmul",
         "matmul:matmul_bf16",

@@ -55,6 +55,21 @@ def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     )
 
 
+def matmul_hif8(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
+    """`quant.matmul` of `hif8` weights and plain bfloat16 rows: scales are powers of two, so bfloat16 holds them."""
+    assert weight.scales is not None
+    if not x.numel():
+        return x.new_zeros(len(x), weight.shape[0])
+    scales = derived(weight, ("ascend", "channel scales"), lambda: _channels(weight, x.dtype))
+    return torch_npu.npu_weight_quant_batchmatmul(x, weight.codes.t(), scales, weight_dtype=torch_npu.hifloat8)
+
+
+def _channels(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """[1, outputs]"""
+    assert weight.scales is not None
+    return weight.scales.to(dtype).view(1, -1)
+
+
 def matmul_bf16(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     """`quant.matmul` without a loss where there is no FP8: codes with ue8m0 scales are exact in bfloat16."""
     return F.linear(formats.simulate(x, activation), weight.dequantize(torch.bfloat16))

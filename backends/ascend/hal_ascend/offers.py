@@ -19,6 +19,7 @@ CANN = {
     "npu_moe_gating_top_k": ("aclnnMoeGatingTopK",),
     "npu_moe_init_routing_v2": ("aclnnMoeInitRoutingV3",),
     "npu_quant_matmul": ("aclnnQuantMatmulV4", "aclnnQuantMatmulV5"),
+    "npu_weight_quant_batchmatmul": ("aclnnWeightQuantBatchMatmulV2",),
 }
 """torch_npu's operator -> the kernels of CANN's operator library that serve it; any one of them will do."""
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hal_emulators.cann.hifloat8 import decoded
+
 __all__ = ["E2M1", "FP4_E2M1", "HIF8", "INT4", "NZ", "Argument", "aliased", "arguments"]
 
 MOST_DIMS = 16
@@ -122,6 +124,8 @@ class Argument:
             return self._nibbles()
         if self.format == NZ:
             return self._from_fractions()
+        if self.type == 34:
+            return decoded(self.memory.view(torch.uint8))
         if self.type == 37:
             return torch.exp2(self.memory.view(torch.uint8).float() - 127)
         return self.memory

@@ -88,6 +88,12 @@ def mx_matmul(**words: Any) -> Any:
     return torch_npu.npu_quant_matmul(ones(T, H, dtype=e4m3), ones(N, H, dtype=e4m3).t(), **given | words)
 
 
+def hif8_matmul(**words: Any) -> Any:
+    given = {"antiquant_scale": ones(1, N, dtype=torch.bfloat16), "weight_dtype": torch_npu.hifloat8} | words
+    weight = given.pop("weight", ones(N, H, dtype=torch.uint8).t())
+    return torch_npu.npu_weight_quant_batchmatmul(ones(T, H, dtype=torch.bfloat16), weight, **given)
+
+
 def mx_grouped(fp4: bool) -> Any:
     if fp4:
         weight = ones(E, N, H // 2, dtype=torch.uint8).transpose(1, 2)
@@ -155,6 +161,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 if MX:
     CALLS |= {
         "npu_quant_matmul of e4m3": mx_matmul,
+        "npu_weight_quant_batchmatmul of hif8": hif8_matmul,
         "npu_grouped_matmul of e4m3": lambda: mx_grouped(fp4=False),
         "npu_grouped_matmul of fp4": lambda: mx_grouped(fp4=True),
     }
@@ -201,6 +208,8 @@ if MX:
     WRONG["ue8m0 scales with groups of 64"] = lambda: mx_matmul(group_sizes=[1, 1, 64])
     WRONG["float32 scales where ue8m0 is said"] = lambda: mx_matmul(scale=ones(H // 64, N, 2))
     WRONG["ue8m0 scales of another transposition"] = lambda: mx_matmul(scale=scales(N))
+    WRONG["hif8 scales of another type"] = lambda: hif8_matmul(antiquant_scale=ones(1, N))
+    WRONG["a hif8 weight not transposed"] = lambda: hif8_matmul(weight=ones(N, H, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)

@@ -8,7 +8,7 @@ from torch import Tensor
 from hal_emulators.cann.abi import Argument
 from hal_emulators.cann.calls import kernel
 
-FLOAT, BYTES, BF16, INT64, UINT64, E8M0 = 0, 4, 27, 9, 10, 37
+FLOAT, BYTES, BF16, INT64, UINT64, HIF8, E8M0 = 0, 4, 27, 9, 10, 34, 37
 SCALES = (FLOAT, BF16, INT64, UINT64, E8M0)
 
 
@@ -55,6 +55,28 @@ def quant_matmul(
         result = result if x_scale is None else result * x_scale.values().float().unsqueeze(-1)
     result = result if bias is None else result + bias.values().float()
     out.write(result)
+
+
+@kernel("TTTTTTTiT", "aclnnWeightQuantBatchMatmulV2")
+def weight_quant_matmul(
+    x: Argument,
+    weight: Argument,
+    scale: Argument,
+    offset: Argument | None,
+    quant_scale: Argument | None,
+    quant_offset: Argument | None,
+    bias: Argument | None,
+    group: int,
+    out: Argument,
+) -> None:
+    """x [m, k] of half precision, weight [k, n] of 8-bit floats; scales of x's dtype per output, [1, n]."""
+    if weight.type != HIF8:
+        raise ValueError(f"weights of aclDataType {weight.type} are not emulated, HIFLOAT8 is")
+    if scale.type != x.type or tuple(scale.shape) != (1, weight.shape[1]) or group:
+        raise ValueError(f"scales {scale} for x {x}, wanted x's dtype, [1, n] and no groups")
+    if any(other is not None for other in (offset, quant_scale, quant_offset, bias)):
+        raise ValueError("offsets, quantised outputs and bias are not emulated")
+    out.write(product(x.values().float(), weight.values()) * scale.values().float())
 
 
 def _grouped(
