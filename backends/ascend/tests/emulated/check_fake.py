@@ -62,7 +62,8 @@ def test_every_call_of_an_adapter_has_the_shapes_of_fake_tensors() -> None:
                     with watch:
                         case.run(subject)
     assert watch.apart == []
-    assert {name for name in watch.seen if name in CANN} == set(CANN)
+    elsewhere = set() if CHIP == "a5" else {"npu_weight_quant_batchmatmul"}  # of 8-bit floats
+    assert {name for name in watch.seen if name in CANN} == set(CANN) - elsewhere
 
 
 def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
