@@ -35,17 +35,17 @@ def experts_int8(
     assert dispatched.scales is not None
     assert w13.scales is not None
     sums = _grouped(dispatched.rows, w13.codes, dispatched, output_dtype=torch.int32)
-    gate_up = sums * w13.scales.squeeze(-1)[_expert_of_row(dispatched)] * dispatched.scales
+    gate_up = sums * w13.scales.squeeze(-1)[expert_of_row(len(dispatched.rows), dispatched.counts)] * dispatched.scales
     inner, scales = torch_npu.npu_dynamic_quant(activated(gate_up, dispatched.weights, clamp, dispatched.dtype))
     channel = derived(w2, ("ascend", "channel scales"), lambda: w2.scales.flatten(1))  # type: ignore[union-attr]
     words = {"scale": [channel], "per_token_scale": [scales], "output_dtype": dispatched.dtype}
     return _grouped(inner, w2.codes, dispatched, **words)
 
 
-def _expert_of_row(dispatched: Dispatched) -> Tensor:
-    """int64 [rows]; rows behind those of the last expert count as its own."""
-    ends = dispatched.counts.cumsum(0)
-    rows = torch.arange(len(dispatched.rows), device=ends.device).unsqueeze(1)
+def expert_of_row(count: int, counts: Tensor) -> Tensor:
+    """int64 [count]; rows behind those of the last expert count as its own."""
+    ends = counts.cumsum(0)
+    rows = torch.arange(count, device=ends.device).unsqueeze(1)
     return (rows >= ends).sum(-1).clamp_max(len(ends) - 1)
 
 

@@ -90,6 +90,30 @@ def _vendor(target: Target) -> list[Kernel]:
         layout("w2").one_of("mxfp8", "mxfp4"),
         only="mx_scaled_mma",
     )
+    exchange = "npu_moe_distribute_dispatch_v2 npu_moe_distribute_combine_v2 npu_dynamic_quant"
+    width = dtype("x").one_of("bfloat16"), dim("hidden").between(1, 8128), dim("top_k").between(1, 16)
+    kernel(
+        "ffn.int8",
+        "moe.ffn",
+        "exchange:ffn",
+        f"{exchange} {grouped}",
+        *width,
+        int8,
+        layout("w13").one_of("w8a8_int8"),
+        layout("w2").one_of("w8a8_int8"),
+        only="compressor",
+    )
+    kernel(
+        "ffn.mx",
+        "moe.ffn",
+        "exchange:ffn",
+        f"{exchange.rsplit(' ', 1)[0]} {grouped}",
+        *width,
+        mx,
+        layout("w13").one_of("mxfp8", "mxfp4"),
+        layout("w2").one_of("mxfp8", "mxfp4"),
+        only="mx_scaled_mma",
+    )
     kernel("quantize", "quant.quantize", "matmul:quantize", "npu_dynamic_quant", halves, int8)
     kernel(
         "matmul.int8",

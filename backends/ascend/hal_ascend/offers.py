@@ -15,6 +15,8 @@ __all__ = ["installed", "offers"]
 CANN = {
     "npu_dynamic_quant": ("aclnnDynamicQuantV2",),
     "npu_grouped_matmul": ("aclnnGroupedMatmulV4", "aclnnGroupedMatmulV5"),
+    "npu_moe_distribute_combine_v2": ("aclnnMoeDistributeCombineV3", "aclnnMoeDistributeCombineV4"),
+    "npu_moe_distribute_dispatch_v2": ("aclnnMoeDistributeDispatchV3", "aclnnMoeDistributeDispatchV4"),
     "npu_moe_finalize_routing": ("aclnnMoeFinalizeRoutingV2", "aclnnMoeFinalizeRoutingV4"),
     "npu_moe_gating_top_k": ("aclnnMoeGatingTopK",),
     "npu_moe_init_routing_v2": ("aclnnMoeInitRoutingV3",),

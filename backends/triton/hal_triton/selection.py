@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hal.rope import Rope
 
 SEGMENT = 8192
-"""Scores that one program chooses from."""
+"""Scores that one program chooses from, where the chip's table allows as many."""
 ENTRIES = 2048
 """Entries that one program scores and chooses from."""
 SCORES = 1 << 26
@@ -217,7 +218,9 @@ def _unit(pages: Pages, activation: str) -> str:
 def _top_k(scores: Tensor, rows: Tensor | None, positions: Tensor, out: Tensor, ratio: int) -> None:
     """Best of each row of `scores` into `out`; long rows segment by segment, then the best of the segments' best."""
     (tokens, width), top_k = scores.shape, out.shape[1]
-    size = min(max(power_of_two(width), power_of_two(top_k)), max(SEGMENT, 2 * power_of_two(top_k)))
+    tuned = config("top-k", chip())
+    segment = min(SEGMENT, tuned["N"])
+    size = min(max(power_of_two(width), power_of_two(top_k)), max(segment, 2 * power_of_two(top_k)))
     segments = tiles(width, size)
     last = segments == 1
     best = out if last else torch.empty(tokens, segments * top_k, dtype=torch.int32, device=out.device)
@@ -225,7 +228,7 @@ def _top_k(scores: Tensor, rows: Tensor | None, positions: Tensor, out: Tensor, 
     launch(
         top_k_kernel,
         tokens * segments,
-        config("top-k", chip()),
+        replace(tuned, tiles={"N": size}),
         scores,
         best if rows is None else rows,
         positions,
@@ -238,7 +241,6 @@ def _top_k(scores: Tensor, rows: Tensor | None, positions: Tensor, out: Tensor, 
         RATIO=ratio,
         LISTED=rows is not None,
         LAST=last,
-        N=size,
     )
     if not last:
         _top_k(kept, best, positions, out, ratio)

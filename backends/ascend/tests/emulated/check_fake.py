@@ -63,6 +63,7 @@ def test_every_call_of_an_adapter_has_the_shapes_of_fake_tensors() -> None:
                         case.run(subject)
     assert watch.apart == []
     elsewhere = set() if CHIP == "a5" else {"npu_weight_quant_batchmatmul"}  # of 8-bit floats
+    elsewhere |= {name for name in CANN if "distribute" in name}  # between processes: check_hccl.py
     assert {name for name in watch.seen if name in CANN} == set(CANN) - elsewhere
 
 

@@ -6,17 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SIZE = 4
 
 
-def test_four_processes() -> None:
+@pytest.mark.parametrize("chip", ["a3", "a5"])
+def test_four_processes(chip: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     words = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(SIZE)}
     program = str(Path(__file__).with_name("hccl_worker.py"))
     workers = [
-        subprocess.Popen([sys.executable, program], env={**words, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, program, chip], env={**words, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(SIZE)
     ]
     ends = [worker.communicate(timeout=200)[1] for worker in workers]

@@ -1,18 +1,23 @@
-"""One of several processes: collectives with known answers, then a mixture of experts with two experts each."""
+"""One of several processes: collectives with known answers, then mixtures of experts with a share of them each."""
 
 import os
+import sys
 
 from hal_emulators.cann import start
 
-start("a3")
+CHIP = sys.argv[1]
+start(CHIP)
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from hal_ascend import routing  # noqa: E402
+from hal_ascend import exchange, routing  # noqa: E402
+from hal_emulators.cann.calls import log  # noqa: E402
 from hal_plain.experts import experts  # noqa: E402
 
+from hal.conformance.samples.experts import ffn_sample  # noqa: E402
 from hal.distributed import TorchGroup  # noqa: E402
-from hal.formats import prepare  # noqa: E402
+from hal.formats import PackedWeight, prepare  # noqa: E402
+from hal.numerics.contracts import expect  # noqa: E402
 from hal.reference.experts import ffn  # noqa: E402
 
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -63,6 +68,38 @@ def spread_experts() -> None:
     torch.testing.assert_close(y.float(), want.float(), atol=0.05, rtol=0.05)
 
 
+def local(weight: PackedWeight) -> PackedWeight:
+    count = weight.shape[0] // size
+    mine = slice(rank * count, (rank + 1) * count)
+    return PackedWeight(weight.codes[mine], weight.scales[mine], weight.scheme, (count, *weight.shape[1:])).to("npu")
+
+
+def fused_exchange() -> None:
+    """Other tokens in every process, none in the last: each result is judged as if its process had all experts."""
+    exchange.MOST_TOKENS = 4  # several waves
+    scheme, activation = ("w8a8_int8", "int8_token") if CHIP == "a3" else ("mxfp4", "e4m3_32")
+    samples = [
+        ffn_sample(19, scheme, activation, "spread"),
+        ffn_sample(19, scheme, activation, "holes", residual=False),
+        ffn_sample(3, scheme, activation, "crowded"),
+    ]
+    group = TorchGroup(dist.group.WORLD)
+    for sample in samples:
+        x, ids, weights, w13, w2, residual, _ = sample.arguments()
+        own = [
+            None if each is None else each[rank :: size - 1] if rank < size - 1 else each[:0]
+            for each in (x, ids, weights, residual)
+        ]
+        *tokens, rest = [None if each is None else each.npu() for each in own]
+        with log() as called:
+            y = exchange.ffn(*tokens, local(w13), local(w2), rest, group, **sample.attributes)
+        assert {"aclnnMoeDistributeDispatchV4", "aclnnMoeDistributeCombineV4"} <= set(called)
+        arguments = (*own[:3], w13, w2, own[3], None)
+        verdict = expect("moe.ffn", arguments, sample.attributes).judge(y.cpu(), arguments)
+        assert verdict.passed, str(verdict)
+
+
 collectives()
 spread_experts()
+fused_exchange()
 dist.destroy_process_group()

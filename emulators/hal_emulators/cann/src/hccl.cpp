@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -97,6 +98,12 @@ Error reduce(void* into, const void* from, size_t n, int type, int how) {
   }
 }
 
+// Operators that compute and communicate know a communicator by its name.
+std::map<std::string, Communicator*>& named() {
+  static std::map<std::string, Communicator*> all;
+  return all;
+}
+
 Error join(uint32_t size, const char* name, uint32_t rank, const char* wanted, void** out) {
   auto* c = new Communicator{};
   c->size = size;
@@ -113,7 +120,7 @@ Error join(uint32_t size, const char* name, uint32_t rank, const char* wanted, v
   c->slots = static_cast<char*>(at) + HEAD + pairs;
   c->cells = c->slots + size * SLOT;
   snprintf(c->name, sizeof c->name, "%s", wanted && *wanted ? wanted : name + 1);
-  *out = c;
+  *out = named()[c->name] = c;
   Error error = barrier(c);
   if (!rank) shm_unlink(name);  // everybody has it mapped
   return error;
@@ -210,7 +217,12 @@ constexpr size_t CONFIG_NAME = 32;  // behind 24 reserved bytes and two 32-bit s
 CANN Error HcclCommInitRootInfoConfig(uint32_t size, const char* root, uint32_t rank, const char* config, void** out) {
   return join(size, root, rank, config ? config + CONFIG_NAME : nullptr, out);
 }
+CANN void* hal_cann_communicator(const char* name) {
+  auto found = named().find(name);
+  return found == named().end() ? nullptr : found->second;
+}
 CANN Error HcclCommDestroy(void* comm) {
+  named().erase(of(comm)->name);
   munmap(of(comm)->head, of(comm)->bytes);
   delete of(comm);
   return OK;
