@@ -167,6 +167,30 @@ if MX:
     }
 
 
+EXCHANGE = {"group_ep": "of the test", "ep_world_size": 4, "ep_rank_id": 1, "moe_expert_num": 4 * E}
+
+
+def sent_out() -> Any:
+    mask = ones(T, K, dtype=torch.bool)
+    rows, ids = ones(T, 1024, dtype=torch.bfloat16), ones(T, K, dtype=torch.int32)
+    words = {**EXCHANGE, "x_active_mask": mask, "expert_token_nums_type": 1}
+    rows, _, *others, _ = torch_npu.npu_moe_distribute_dispatch_v2(rows, ids, **words)  # scales are of int8 alone
+    return rows, *others
+
+
+def sent_back() -> Any:
+    rows, _, assist, _, received, other = torch_npu.npu_moe_distribute_dispatch_v2(
+        ones(T, 1024, dtype=torch.bfloat16), ones(T, K, dtype=torch.int32), **EXCHANGE
+    )[:6]
+    words = {**EXCHANGE, "tp_send_counts": other, "shared_expert_x": ones(T, 1024, dtype=torch.bfloat16)}
+    weights, mask = ones(T, K), ones(T, K, dtype=torch.bool)
+    ids = ones(T, K, dtype=torch.int32)
+    return torch_npu.npu_moe_distribute_combine_v2(rows, ids, assist, received, weights, x_active_mask=mask, **words)
+
+
+CALLS |= {"rows to other processes": sent_out, "rows from other processes": sent_back}
+
+
 def shapes(made: Any) -> list[tuple[Any, ...]]:
     made = made if isinstance(made, (tuple, list)) else [made]
     return [(*each.shape, each.dtype) for each in made]

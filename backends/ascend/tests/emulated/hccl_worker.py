@@ -10,6 +10,7 @@ start(CHIP)
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+import torch_npu  # noqa: E402
 from hal_ascend import exchange, routing  # noqa: E402
 from hal_emulators.cann.calls import log  # noqa: E402
 from hal_plain.experts import experts  # noqa: E402
@@ -99,7 +100,28 @@ def fused_exchange() -> None:
         assert verdict.passed, str(verdict)
 
 
+def refused_exchanges() -> None:
+    """What CANN's documentation forbids does not compute: every process finds out, none waits for another."""
+    words = {**exchange._of(TorchGroup(dist.group.WORLD)), "moe_expert_num": 2 * size}
+    wrong = {
+        "other numbers of tokens": (4 + rank, 0, {}),
+        "an unused slot that is not masked": (4, -1, {}),
+        "an expert beyond the last": (4, 2 * size, {}),
+        "more processes than there are": (4, 0, {"ep_world_size": 2 * size}),
+        "too many tokens": (513, 0, {}),
+    }
+    for what, (tokens, expert, others) in wrong.items():
+        x = torch.ones(tokens, 1024, dtype=torch.bfloat16, device="npu")
+        ids = torch.full((tokens, 2), expert, dtype=torch.int32, device="npu")
+        try:
+            torch_npu.npu_moe_distribute_dispatch_v2(x, ids, **{**words, **others})
+        except RuntimeError:
+            continue
+        raise AssertionError(what)
+
+
 collectives()
 spread_experts()
+refused_exchanges()
 fused_exchange()
 dist.destroy_process_group()
