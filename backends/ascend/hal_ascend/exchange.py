@@ -132,5 +132,5 @@ def _of(group: Group) -> dict[str, Any]:
         return torch.distributed.new_group(ranks, backend="hccl", use_local_synchronization=True)
 
     own = derived(group, ("ascend", "exchange"), make)
-    name = own._get_backend(torch.device("npu")).get_hccl_comm_name(torch.distributed.get_rank())
+    name = own._get_backend(torch.device("npu")).get_hccl_comm_name(group.rank)
     return {"group_ep": name, "ep_world_size": group.size, "ep_rank_id": group.rank}
