@@ -48,6 +48,10 @@ def _vendor(target: Target) -> list[Kernel]:
     halves = dtype("x").one_of(*HALVES)
     int8, mx = attribute("activation").one_of("int8_token"), attribute("activation").one_of(*E4M3)
     grouped = "npu_grouped_matmul"
+
+    def of(*schemes: str) -> tuple[Constraint, ...]:
+        return layout("w13").one_of(*schemes), layout("w2").one_of(*schemes)
+
     kernel(
         "route",
         "moe.route",
@@ -77,8 +81,7 @@ def _vendor(target: Target) -> list[Kernel]:
         "experts:experts_int8",
         f"{grouped} npu_dynamic_quant",
         int8,
-        layout("w13").one_of("w8a8_int8"),
-        layout("w2").one_of("w8a8_int8"),
+        *of("w8a8_int8"),
     )
     kernel(
         "experts.mx",
@@ -86,32 +89,29 @@ def _vendor(target: Target) -> list[Kernel]:
         "experts:experts_mx",
         grouped,
         mx,
-        layout("w13").one_of("mxfp8", "mxfp4"),
-        layout("w2").one_of("mxfp8", "mxfp4"),
+        *of("mxfp8", "mxfp4"),
         only="mx_scaled_mma",
     )
-    exchange = "npu_moe_distribute_dispatch_v2 npu_moe_distribute_combine_v2 npu_dynamic_quant"
+    exchange = f"npu_moe_distribute_dispatch_v2 npu_moe_distribute_combine_v2 {grouped}"
     width = dtype("x").one_of("bfloat16"), dim("hidden").between(1, 8128), dim("top_k").between(1, 16)
     kernel(
         "ffn.int8",
         "moe.ffn",
         "exchange:ffn",
-        f"{exchange} {grouped}",
+        f"{exchange} npu_dynamic_quant",
         *width,
         int8,
-        layout("w13").one_of("w8a8_int8"),
-        layout("w2").one_of("w8a8_int8"),
-        only="compressor",
+        *of("w8a8_int8"),
+        only="token_exchange",
     )
     kernel(
         "ffn.mx",
         "moe.ffn",
         "exchange:ffn",
-        f"{exchange.rsplit(' ', 1)[0]} {grouped}",
+        exchange,
         *width,
         mx,
-        layout("w13").one_of("mxfp8", "mxfp4"),
-        layout("w2").one_of("mxfp8", "mxfp4"),
+        *of("mxfp8", "mxfp4"),
         only="mx_scaled_mma",
     )
     kernel("quantize", "quant.quantize", "matmul:quantize", "npu_dynamic_quant", halves, int8)

@@ -13,9 +13,10 @@ import megamoe_ops
 import pytest
 import torch
 from hal_cuda.adapters import deep_gemm, probe
-from hal_cuda.adapters.declared import HALVES
+from hal_cuda.adapters.declared import HALVES, adapters
 from library_lab import FORMS, installed, judged, python_of
 
+from hal.conformance.cases import eligible
 from hal.conformance.samples.attention import index_scores_sample, select_sample
 from hal.conformance.samples.batches import DECODE, EMPTY, LONG, MIXED, PREFILL
 from hal.conformance.samples.experts import experts_sample
@@ -24,6 +25,7 @@ from hal.conformance.samples.sample import Sample
 from hal.errors import ContractError
 from hal.formats import prepare, quantize
 from hal.numerics.precision import Precision
+from hal.target import described
 
 ROUNDED = Precision(**dict(HALVES))
 
@@ -80,6 +82,12 @@ def version(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         yield request.param
 
 
+def declared(name: str, sample: Sample, arch: int) -> bool:
+    """Whether the adapter's own declaration takes the sample, on the chip and with the library of this test."""
+    target = next(replace(one, present=True) for one in described() if one.name == f"cuda:sm{10 * arch}")
+    return any(one.id == f"cuda.{name}" and eligible(one, sample.call, target) for one in adapters(target))
+
+
 @pytest.mark.usefixtures("version", "arch")
 @pytest.mark.parametrize("sample", MATMUL, ids=[one.title for one in MATMUL])
 def test_products(sample: Sample) -> None:
@@ -89,18 +97,21 @@ def test_products(sample: Sample) -> None:
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("rows", SCORES)
 def test_logits(number: int, rows: str, arch: int, version: str) -> None:
-    if (arch == 9 and rows == "index_mxfp4_68") or (arch == 10 and version != "26"):
-        pytest.skip("not declared for this chip and version")
-    judged(deep_gemm.index_scores, SCORES[rows][number])
+    sample = SCORES[rows][number]
+    taken = rows == "index_fp8_132" if arch == 9 else version == "26"
+    assert declared("index_scores.deep_gemm", sample, arch) == taken
+    if taken:
+        judged(deep_gemm.index_scores, sample)
 
 
 @pytest.mark.parametrize("scores", [1 << 26, 100], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("sample", SELECT, ids=[one.title for one in SELECT])
 def test_selection(sample: Sample, scores: int, arch: int, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if (arch == 9 and sample is SELECT[0]) or (arch == 10 and version != "26"):
-        pytest.skip("not declared for this chip and version")
-    monkeypatch.setattr(deep_gemm, "SCORES", scores)
-    judged(deep_gemm.select, sample)
+    taken = sample is not SELECT[0] if arch == 9 else version == "26"
+    assert declared("select.deep_gemm", sample, arch) == taken
+    if taken:
+        monkeypatch.setattr(deep_gemm, "SCORES", scores)
+        judged(deep_gemm.select, sample)
 
 
 def test_equal_scores_go_to_the_lowest_entry() -> None:
@@ -111,9 +122,10 @@ def test_equal_scores_go_to_the_lowest_entry() -> None:
 @pytest.mark.usefixtures("version")
 @pytest.mark.parametrize("sample", [*FP8, *FP4], ids=[one.title for one in (*FP8, *FP4)])
 def test_experts(sample: Sample, arch: int) -> None:
-    if arch == 9 and sample in FP4:
-        pytest.skip("no FP4 on this chip")
-    judged(deep_gemm.experts, sample, ROUNDED)
+    taken = arch == 10 or sample in FP8
+    assert declared("experts.deep_gemm.fp4" if sample in FP4 else "experts.deep_gemm", sample, arch) == taken
+    if taken:
+        judged(deep_gemm.experts, sample, ROUNDED)
 
 
 def test_weights_of_mega_moe_are_transformed_as_the_library_does_it(version: str) -> None:

@@ -1,4 +1,4 @@
-"""FlashMLA of DeepSeek-V3.2: one cache, schedules made in advance."""
+"""FlashMLA of DeepSeek-V3.2: one cache, schedules made in advance. Its signatures are read; a call is a mistake."""
 
 from __future__ import annotations
 
