@@ -1,4 +1,4 @@
-"""Why `dispatch_ffn_combine` and the exchange's own weights are not used: weights on the way back are a rounding late."""
+"""Why `dispatch_ffn_combine` and the weights of the exchange are not used: on the way back they are a rounding late."""
 
 from dataclasses import replace
 
