@@ -23,12 +23,15 @@ class Precision:
     weights: of softmax weights when they are multiplied with values.
     scores: of attention and index scores.
     hidden: of an expert's gate and up projections before the activation.
+    routed: of experts' rows that wait for their routing weight until the way back, and of their sum, which waits for the
+        residual. float32: the weight is in before the second product.
     """
 
     accumulate: str = "float32"
     weights: str = "float32"
     scores: str = "float32"
     hidden: str = "float32"
+    routed: str = "float32"
 
     @classmethod
     def of(cls, *kernels: Kernel) -> Precision | None:
@@ -64,6 +67,6 @@ def declared(dtype: torch.dtype, scheme: str = "") -> Precision:
     dtype, everything else in float32 (in float64 where the model is)."""
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float64:
-        return Precision(name, name, name, name)
+        return Precision(name, name, name, name, name)
     accumulate = "fp8_tensor_core" if "fp8" in scheme or "fp4" in scheme else "float32"
     return Precision(accumulate=accumulate, weights=name)

@@ -48,18 +48,34 @@ def ffn(
         sent = routing.dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
         rows = compute(sent, w13, w2, clamp=clamp, activation=activation)
         return routing.combine(rows, sent, residual)
-    tokens = len(x)
-    most = int(group.all_to_all(torch.full((group.size,), tokens, device=x.device), *[[1] * group.size] * 2).max())
-    whole = x.new_zeros(most, x.shape[1]) if residual is None else _padded(residual, most, 0)
-    x, expert_ids, weights = (_padded(each, most, fill) for each, fill in ((x, 0), (expert_ids, -1), (weights, 0)))
 
     def through(sent: Dispatched) -> Tensor:
         return compute(sent, w13, w2, clamp=clamp, activation=activation)
 
+    def wave(x: Tensor, expert_ids: Tensor, weights: Tensor, residual: Tensor) -> Tensor:
+        return _wave(x, expert_ids, weights, residual, group, experts, activation, through)
+
+    return in_waves(wave, x, expert_ids, weights, residual, group)
+
+
+def in_waves(
+    wave: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    residual: Tensor | None,
+    group: Group,
+) -> Tensor:
+    """y[tokens, hidden] of `wave(x, expert_ids, weights, residual)`, called as often by every process of the group and
+    with as many tokens, at most `MOST_TOKENS`; unused slots have the expert -1."""
+    tokens = len(x)
+    most = int(group.all_to_all(torch.full((group.size,), tokens, device=x.device), *[[1] * group.size] * 2).max())
+    whole = x.new_zeros(most, x.shape[1]) if residual is None else _padded(residual, most, 0)
+    x, expert_ids, weights = (_padded(each, most, fill) for each, fill in ((x, 0), (expert_ids, -1), (weights, 0)))
     done = [whole[:0]]
     for begin in range(0, most, MOST_TOKENS):
         part = slice(begin, begin + MOST_TOKENS)
-        done.append(_wave(x[part], expert_ids[part], weights[part], whole[part], group, experts, activation, through))
+        done.append(wave(x[part], expert_ids[part], weights[part], whole[part]))
     return torch.cat(done)[:tokens]
 
 
@@ -125,12 +141,17 @@ def _dispatched(
 
 
 def _of(group: Group) -> dict[str, Any]:
-    """The communicator's words. The operators want one that carries nothing else, so it is made for them."""
+    """The exchange's words for the group."""
+    return {"group_ep": communicator(group), "ep_world_size": group.size, "ep_rank_id": group.rank}
+
+
+def communicator(group: Group) -> str:
+    """HCCL's name of one over the group's processes. The operators want one that carries nothing else, so it is made."""
 
     def make() -> Any:
         ranks = torch.distributed.get_process_group_ranks(group.process_group)
         return torch.distributed.new_group(ranks, backend="hccl", use_local_synchronization=True)
 
     own = derived(group, ("ascend", "exchange"), make)
-    name = own._get_backend(torch.device("npu")).get_hccl_comm_name(group.rank)
-    return {"group_ep": name, "ep_world_size": group.size, "ep_rank_id": group.rank}
+    name: str = own._get_backend(torch.device("npu")).get_hccl_comm_name(group.rank)
+    return name

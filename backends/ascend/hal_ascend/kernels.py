@@ -30,7 +30,7 @@ def kernels(target: Target) -> list[Kernel]:
         weights=WEIGHTS,
         activations=ACTIVATIONS,
     )
-    return [*_vendor(target), *fallback] if chip else fallback
+    return [*_vendor(target), *fallback, *_less_precise(target)] if chip else fallback
 
 
 def _vendor(target: Target) -> list[Kernel]:
@@ -157,6 +157,31 @@ def _vendor(target: Target) -> list[Kernel]:
     _attention(kernel, target)
     _hyper(kernel)
     return made
+
+
+def _less_precise(target: Target) -> list[Kernel]:
+    """Behind all others, so that only who names one with HAL_OPS gets it."""
+    if "token_exchange" not in target.features or "fp8_mma" in target.features:
+        return []
+    operator = "dispatch_ffn_combine"
+    return [
+        Kernel(
+            "ascend.ffn.fused",
+            "moe.ffn",
+            "hal_ascend.fused:ffn",
+            (
+                *offers(target, operator),
+                dtype("x").one_of("bfloat16"),
+                attribute("activation").one_of("int8_token"),
+                layout("w13").one_of("w8a8_int8"),
+                layout("w2").one_of("w8a8_int8"),
+                dim("hidden").multiple_of(128),
+                dim("inter").multiple_of(128),
+            ),
+            precision=(("hidden", "float16"), ("routed", "bfloat16")),
+            notes=f"Calls {operator}: gate and up are rounded to float16, rows are weighted on their way back.",
+        )
+    ]
 
 
 def _attention(kernel: Callable[..., None], target: Target) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 from hal_emulators.cann import start
 
@@ -11,15 +12,22 @@ start(CHIP)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch_npu  # noqa: E402
-from hal_ascend import exchange, routing  # noqa: E402
+from torch import Tensor  # noqa: E402
+from hal_ascend import exchange, fused, routing  # noqa: E402
+from hal_ascend.kernels import kernels  # noqa: E402
 from hal_emulators.cann.calls import log  # noqa: E402
 from hal_plain.experts import experts  # noqa: E402
 
+import hal  # noqa: E402
 from hal.conformance.samples.experts import ffn_sample  # noqa: E402
 from hal.distributed import TorchGroup  # noqa: E402
 from hal.formats import PackedWeight, prepare  # noqa: E402
 from hal.numerics.contracts import expect  # noqa: E402
+from hal.numerics.precision import Precision  # noqa: E402
+from hal.numerics.verdict import Verdict  # noqa: E402
+from hal.policy import Policy  # noqa: E402
 from hal.reference.experts import ffn  # noqa: E402
+from hal.selection import target_of  # noqa: E402
 
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.npu.set_device(rank)
@@ -75,16 +83,14 @@ def local(weight: PackedWeight) -> PackedWeight:
     return PackedWeight(weight.codes[mine], weight.scales[mine], weight.scheme, (count, *weight.shape[1:])).to("npu")
 
 
-def fused_exchange() -> None:
+def results(ffn: Callable[..., Tensor], scheme: str, activation: str) -> list[Callable[[Precision | None], Verdict]]:
     """Other tokens in every process, none in the last: each result is judged as if its process had all experts."""
-    exchange.MOST_TOKENS = 4  # several waves
-    scheme, activation = ("w8a8_int8", "int8_token") if CHIP == "a3" else ("mxfp4", "e4m3_32")
     samples = [
         ffn_sample(19, scheme, activation, "spread"),
         ffn_sample(19, scheme, activation, "holes", residual=False),
         ffn_sample(3, scheme, activation, "crowded"),
     ]
-    group = TorchGroup(dist.group.WORLD)
+    judges, group = [], TorchGroup(dist.group.WORLD)
     for sample in samples:
         x, ids, weights, w13, w2, residual, _ = sample.arguments()
         own = [
@@ -92,12 +98,33 @@ def fused_exchange() -> None:
             for each in (x, ids, weights, residual)
         ]
         *tokens, rest = [None if each is None else each.npu() for each in own]
-        with log() as called:
-            y = exchange.ffn(*tokens, local(w13), local(w2), rest, group, **sample.attributes)
-        assert {"aclnnMoeDistributeDispatchV4", "aclnnMoeDistributeCombineV4"} <= set(called)
-        arguments = (*own[:3], w13, w2, own[3], None)
-        verdict = expect("moe.ffn", arguments, sample.attributes).judge(y.cpu(), arguments)
+        y = ffn(*tokens, local(w13), local(w2), rest, group, **sample.attributes).cpu()
+        arguments, words = (*own[:3], w13, w2, own[3], None), sample.attributes
+        judges.append(lambda precision, y=y, a=arguments, w=words: expect("moe.ffn", a, w, precision).judge(y, a))
+    return judges
+
+
+def fused_exchange() -> None:
+    exchange.MOST_TOKENS = 4  # several waves
+    scheme, activation = ("w8a8_int8", "int8_token") if CHIP == "a3" else ("mxfp4", "e4m3_32")
+    with log() as called:
+        judges = results(exchange.ffn, scheme, activation)
+    assert {"aclnnMoeDistributeDispatchV4", "aclnnMoeDistributeCombineV4"} <= set(called)
+    for judge in judges:
+        assert judge(None).passed, str(judge(None))
+
+
+def one_operator() -> None:
+    """What it computes is inside what its kernel declares, and outside what the contract promises."""
+    with hal.use(backend="ascend:a3@emulated"):
+        every = kernels(target_of(Policy.current()))
+    (kernel,) = (each for each in every if each.id == "ascend.ffn.fused")
+    assert kernel.load() is fused.ffn
+    judges = results(fused.ffn, "w8a8_int8", "int8_token")
+    for judge in judges:
+        verdict = judge(Precision.of(kernel))
         assert verdict.passed, str(verdict)
+    assert rank == size - 1 or not all(judge(None).passed for judge in judges)
 
 
 def refused_exchanges() -> None:
@@ -124,4 +151,6 @@ collectives()
 spread_experts()
 refused_exchanges()
 fused_exchange()
+if CHIP == "a3":
+    one_operator()
 dist.destroy_process_group()

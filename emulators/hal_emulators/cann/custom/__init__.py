@@ -7,7 +7,7 @@ Calling another one reaches the schema's checks and then fails for want of a ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from hal_emulators.cann.abi import aliased
 __all__ = ["install", "kernel"]
 
 KERNELS: dict[str, Callable[..., Any]] = {}
+ND, NZ = 2, 29
+FRACTAL = {"dispatch_ffn_combine": ("weight1", "weight2")}
+"""Arguments that an operator reads as FRACTAL_NZ, whatever they are."""
 _LIBRARIES: list[torch.library.Library] = []
 
 
@@ -30,7 +33,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def install() -> None:
     """Define every schema, and give the operators that have one their kernel."""
-    from hal_emulators.cann.custom import attention, compression, hyper  # noqa: F401
+    from hal_emulators.cann.custom import attention, compression, experts, hyper  # noqa: F401
 
     library = torch.library.Library("_C_ascend", "DEF")
     _LIBRARIES.append(library)
@@ -49,8 +52,13 @@ def _on_host(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     defaults = {each.name: each.default_value for each in schema if each.has_default_value()}
 
     def call(*arguments: Any, **words: Any) -> Any:
+        import torch_npu
+
         torch.npu.synchronize()
         given = defaults | dict(zip(names, arguments, strict=False)) | words  # torch leaves out what is the default
+        for word in FRACTAL.get(name, ()):
+            if any(torch_npu.get_npu_format(each) != NZ for each in given[word]):
+                raise RuntimeError(f"{name} reads {word} as FRACTAL_NZ, which it is not")
         made = function(**{word: _down(value) for word, value in given.items()})
         return tuple(map(_up, made)) if isinstance(made, tuple) else _up(made)
 
@@ -58,7 +66,16 @@ def _on_host(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _down(x: Any) -> Any:
-    return aliased(x) if isinstance(x, Tensor) else x
+    """The same memory seen from the host; a copy in rows of what is stored in fractions."""
+    if isinstance(x, Sequence) and not isinstance(x, str):
+        return [_down(each) for each in x]
+    if not isinstance(x, Tensor):
+        return x
+    import torch_npu
+
+    if torch_npu.get_npu_format(x) == NZ:
+        return aliased(torch_npu.npu_format_cast(x, ND)).clone()
+    return aliased(x)
 
 
 def _up(x: Tensor | None) -> Tensor | None:

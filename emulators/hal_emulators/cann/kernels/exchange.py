@@ -6,36 +6,15 @@ first hands to the second is private to them: here each row's source process, to
 
 from __future__ import annotations
 
-import ctypes as C
-
 import torch
 from torch import Tensor
 
 from hal_emulators.cann.abi import Argument
 from hal_emulators.cann.calls import kernel
+from hal_emulators.cann.collective import gathered
 from hal_emulators.cann.kernels.quantization import int8_rows
 
 NOT_QUANTISED, DYNAMIC_INT8 = 0, 2
-BYTES = 7  # HcclDataType of uint8
-
-
-def _gathered(group: str, size: int, x: Tensor) -> Tensor:
-    """`x` of every process of the communicator, [size, *x.shape]."""
-    library = C.CDLL("libhccl.so")  # loaded already
-    library.hal_cann_communicator.restype = C.c_void_p
-    found = library.hal_cann_communicator(group.encode())
-    if not found:
-        raise ValueError(f"no communicator is called {group!r}")
-    members = C.c_uint32()
-    library.HcclGetRankSize(C.c_void_p(found), C.byref(members))
-    if members.value != size:
-        raise ValueError(f"{group} has {members.value} processes, the call says {size}")
-    mine = x.contiguous().view(-1).view(torch.uint8)
-    out = torch.empty(size, mine.numel(), dtype=torch.uint8)
-    words = (C.c_void_p(mine.data_ptr()), C.c_void_p(out.data_ptr()), C.c_uint64(mine.numel()))
-    if library.HcclAllGather(*words, BYTES, C.c_void_p(found), None):
-        raise RuntimeError(f"{group}: a process is missing")
-    return out.view(x.dtype).view(size, *x.shape)
 
 
 def _checked(x: tuple[int, int], ids: Argument, experts: int, world: int, unserved: tuple[object, ...]) -> None:
@@ -101,10 +80,10 @@ def dispatch(
     _checked((x.shape[0], x.shape[1]), ids, experts, world, (*unserved, algorithm))
     if quantisation not in (NOT_QUANTISED, DYNAMIC_INT8) or batch not in (0, world * x.shape[0]):
         raise NotImplementedError(f"quantisation {quantisation} and a global batch of {batch} are not emulated")
-    sizes = _gathered(group, world, torch.tensor([x.shape[0]]))
+    sizes = gathered(group, world, torch.tensor([x.shape[0]]))
     if bool((sizes != x.shape[0]).any()):
         raise ValueError(f"without a global batch every process brings as many tokens, not {sizes.flatten().tolist()}")
-    all_ids = _gathered(group, world, ids.values().long().where(_active(mask, ids), -1))
+    all_ids = gathered(group, world, ids.values().long().where(_active(mask, ids), -1))
     if int(all_ids.max()) >= experts or (mask is None and int(all_ids.min()) < 0):
         raise ValueError(f"active expert ids lie in 0..{experts - 1}")
     local = experts // world
@@ -113,7 +92,7 @@ def dispatch(
     order = order[: int(((mine >= 0) & (mine < local)).sum())]
     slots = all_ids.shape[1] * all_ids.shape[2]
     source = torch.stack([order // slots, order % slots // all_ids.shape[2], order % all_ids.shape[2]], -1)
-    values = _gathered(group, world, x.values())[source[:, 0], source[:, 1]]
+    values = gathered(group, world, x.values())[source[:, 0], source[:, 1]]
     if quantisation == DYNAMIC_INT8:
         values, factors = int8_rows(values)
         scales.memory[: len(order)] = factors  # type: ignore[union-attr]
@@ -169,9 +148,9 @@ def combine(
     unserved = (x_scale, weight_scale, groups, elastic, original, alpha1, alpha2, vector, performance)
     rest = (tensor_world > 1, shard, shared_ranks, zero, copy, constant, quantisation, algorithm)
     _checked((out.shape[0], rows.shape[1]), ids, experts, world, (*unserved, *rest))
-    ends = _gathered(group, world, sent.values()[-1:].clone()).flatten().tolist()
-    sources = _gathered(group, world, assist.values()[: 3 * rows.shape[0]].view(-1, 3))
-    values = _gathered(group, world, rows.values())
+    ends = gathered(group, world, sent.values()[-1:].clone()).flatten().tolist()
+    sources = gathered(group, world, assist.values()[: 3 * rows.shape[0]].view(-1, 3))
+    values = gathered(group, world, rows.values())
     wanted = _active(mask, ids)
     slots = torch.zeros(*ids.shape, rows.shape[1])
     found = torch.zeros(ids.shape, dtype=torch.bool)
