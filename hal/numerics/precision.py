@@ -23,8 +23,8 @@ class Precision:
     weights: of softmax weights when they are multiplied with values.
     scores: of attention and index scores.
     hidden: of an expert's gate and up projections before the activation.
-    routed: of experts' rows that wait for their routing weight until the way back, and of their sum, which waits for the
-        residual. float32: the weight is in before the second product.
+    routed: of experts' rows that wait for their routing weight until the way back, and of their sum, which waits for
+        the residual. float32: the weight is in before the second product.
     """
 
     accumulate: str = "float32"

@@ -146,7 +146,7 @@ def _of(group: Group) -> dict[str, Any]:
 
 
 def communicator(group: Group) -> str:
-    """HCCL's name of one over the group's processes. The operators want one that carries nothing else, so it is made."""
+    """HCCL's name of one over the group's processes, made for the operators, which want it to carry nothing else."""
 
     def make() -> Any:
         ranks = torch.distributed.get_process_group_ranks(group.process_group)

@@ -39,7 +39,7 @@ def ffn(
     words = {"experts": experts, "clamp": clamp, "activation": activation}
     if group is None or group.size == 1:
         return exchange.ffn(x, expert_ids, weights, w13, w2, residual, group, **words)
-    lists = [[derived(weight, ("ascend", "fractions"), lambda w=weight: _fractions(w))] for weight in (w13, w2)]
+    lists = [[derived(weight, ("ascend", "fractions"), lambda w=weight: fractions(w.codes))] for weight in (w13, w2)]
     scales = [[derived(weight, ("ascend", "cube scales"), lambda w=weight: _cube_scales(w))] for weight in (w13, w2)]
 
     def wave(x: Tensor, expert_ids: Tensor, weights: Tensor, residual: Tensor) -> Tensor:
@@ -67,12 +67,12 @@ def ffn(
     return exchange.in_waves(wave, x, expert_ids, weights, residual, group)
 
 
-def _fractions(weight: PackedWeight) -> Tensor:
-    """int8 [experts, features, outputs] in FRACTAL_NZ, which torch_npu makes only where it is allowed to."""
+def fractions(codes: Tensor) -> Tensor:
+    """int8 [experts, outputs, features] -> [experts, features, outputs] in FRACTAL_NZ, whatever torch_npu may make."""
     before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT") == b"enable"
     torch.npu.config.allow_internal_format = True
     try:
-        return torch_npu.npu_format_cast(weight.codes.transpose(1, 2).contiguous(), NZ)
+        return torch_npu.npu_format_cast(codes.transpose(1, 2).contiguous(), NZ)
     finally:
         torch.npu.config.allow_internal_format = before
 

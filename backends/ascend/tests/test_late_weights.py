@@ -1,25 +1,52 @@
-"""Why `dispatch_ffn_combine` and the weights of the exchange are not used: on the way back they are a rounding late."""
+"""Routing weights on the way back, as in `dispatch_ffn_combine`: less precise than the contract, and judged as that."""
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from hal.conformance.samples.experts import ffn_sample
+from hal.conformance.samples.experts import CLAMP, ffn_sample
+from hal.conformance.samples.sample import Sample
+from hal.formats import simulate
+from hal.numerics import Precision
 from hal.numerics.contracts import expect
-from hal.reference import experts as reference
+
+LATE = Precision(hidden="float16", routed="bfloat16")
 
 
-@pytest.mark.parametrize(("scheme", "activation"), [("w8a8_int8", "int8_token"), ("bf16", "none")])
-@pytest.mark.parametrize("late", [False, True])
-def test_weights_on_the_way_back_are_refused(scheme: str, activation: str, late: bool) -> None:
-    sample = ffn_sample(33, scheme, activation, "spread")
-    x, ids, weights, w13, w2, residual, _ = sample.arguments()
-    words = dict(sample.attributes)
-    sent = reference.dispatch(x, ids, weights, None, experts=words["experts"], activation=activation)
-    factors = weights if late else torch.ones_like(weights)
-    through = replace(sent, weights=torch.ones_like(sent.weights)) if late else sent
-    rows = reference.experts(through, w13, w2, clamp=words["clamp"], activation=activation).float()
-    y = ((rows[sent.index] * factors.unsqueeze(2)).sum(1) + residual.float()).to(x.dtype)
-    verdict = expect("moe.ffn", sample.arguments(), words).judge(y, sample.arguments())
-    assert verdict.passed != late, str(verdict)
+@pytest.fixture(params=[("w8a8_int8", "int8_token"), ("bf16", "none")], ids=["int8", "bf16"])
+def sample(request: pytest.FixtureRequest) -> Sample:
+    return ffn_sample(33, *request.param, "spread")
+
+
+def late(sample: Sample, weights: Tensor) -> Tensor:
+    """Gate and up in float16, rows weighted when they are back, the residual after that."""
+    x, ids, _, w13, w2, residual, _ = sample.arguments()
+    activation: Any = sample.attributes["activation"]
+    slots = torch.zeros(*ids.shape, x.shape[1])
+    for expert in range(w13.shape[0]):
+        token, slot = (ids == expert).nonzero(as_tuple=True)
+        gate_up = simulate(x[token].float(), activation).double() @ w13[expert].dequantize(torch.float64).mT
+        gate, up = gate_up.half().float().chunk(2, -1)
+        inner = simulate(F.silu(gate.clamp(max=CLAMP)) * up.clamp(-CLAMP, CLAMP), activation)
+        slots[token, slot] = (inner.double() @ w2[expert].dequantize(torch.float64).mT).to(x.dtype).float()
+    return (slots * weights[:, :, None]).sum(1).to(x.dtype) + residual
+
+
+def passes(y: Tensor, sample: Sample, precision: Precision | None = None) -> bool:
+    return expect("moe.ffn", sample.arguments(), dict(sample.attributes), precision).judge(y, sample.arguments()).passed
+
+
+def test_the_contract_refuses_late_weights_and_a_kernel_may_declare_them(sample: Sample) -> None:
+    y = late(sample, sample.arguments()[2])
+    assert not passes(y, sample)
+    assert not passes(y, sample, Precision(hidden="float16"))
+    assert passes(y, sample, LATE)
+
+
+def test_who_declares_late_weights_is_refused_wrong_ones(sample: Sample) -> None:
+    weights = sample.arguments()[2]
+    for wrong in (weights * 1.02, weights.roll(1, 0), weights.where(torch.arange(weights.shape[1]) > 0, 0)):
+        assert not passes(late(sample, wrong), sample, LATE)

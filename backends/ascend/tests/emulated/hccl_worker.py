@@ -12,11 +12,11 @@ start(CHIP)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch_npu  # noqa: E402
-from torch import Tensor  # noqa: E402
 from hal_ascend import exchange, fused, routing  # noqa: E402
 from hal_ascend.kernels import kernels  # noqa: E402
 from hal_emulators.cann.calls import log  # noqa: E402
 from hal_plain.experts import experts  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import hal  # noqa: E402
 from hal.conformance.samples.experts import ffn_sample  # noqa: E402
@@ -127,6 +127,59 @@ def one_operator() -> None:
     assert rank == size - 1 or not all(judge(None).passed for judge in judges)
 
 
+def refused_experts() -> None:
+    """What `dispatch_ffn_combine` cannot serve fails in every process."""
+    experts, hidden, inter, slots = 2, 256, 128, 2
+    weights = [
+        [fused.fractions(torch.ones(experts, *shape, dtype=torch.int8, device="npu"))]
+        for shape in ((2 * inter, hidden), (hidden, inter))
+    ]
+    scales = [[torch.ones(experts, width, device="npu").view(torch.int32).long()] for width in (2 * inter, hidden)]
+    x = torch.ones(4, hidden, dtype=torch.bfloat16, device="npu")
+    ids = torch.full((4, slots), size * experts - 1, dtype=torch.int32, device="npu")
+    right = {
+        "x": x,
+        "weight1": weights[0],
+        "weight2": weights[1],
+        "expert_idx": ids,
+        "scale1": scales[0],
+        "scale2": scales[1],
+        "bias1": [],
+        "bias2": [],
+        "probs": torch.ones(4, slots, device="npu"),
+        "group": exchange.communicator(TorchGroup(dist.group.WORLD)),
+        "max_output_size": size * ids.numel(),
+        "out": torch.empty_like(x),
+        "expert_token_nums": torch.empty(1, experts, dtype=torch.int32, device="npu"),
+        "swiglu_limit": 10.0,
+    }
+    operator = torch.ops._C_ascend.dispatch_ffn_combine
+    _, came = operator(**right)
+    assert came.flatten().tolist() == [0, size * ids.numel() if rank == size - 1 else 0]
+    unlike = 4 + rank
+    wrong = {
+        "weights in rows": {"weight1": [torch.ones(experts, hidden, 2 * inter, dtype=torch.int8, device="npu")]},
+        "scales of float32": {"scale1": [torch.ones(experts, 2 * inter, device="npu")]},
+        "probs of bfloat16": {"probs": right["probs"].bfloat16()},
+        "an unused slot": {"expert_idx": torch.full_like(ids, -1)},
+        "an expert behind the place of the masked": {"expert_idx": torch.full_like(ids, size * experts + 1)},
+        "fewer rows than come": {"max_output_size": size * ids.numel() - 1},
+        "other numbers of tokens": {
+            "x": x.new_ones(unlike, hidden),
+            "expert_idx": ids.new_zeros(unlike, slots),
+            "probs": torch.ones(unlike, slots, device="npu"),
+            "out": x.new_empty(unlike, hidden),
+        },
+    }
+    for what, others in wrong.items():
+        refused = False
+        try:
+            operator(**{**right, **others})
+        except RuntimeError:
+            refused = True
+        assert refused or (what == "fewer rows than come" and rank != size - 1), what
+
+
 def refused_exchanges() -> None:
     """What CANN's documentation forbids does not compute: every process finds out, none waits for another."""
     words = {**exchange._of(TorchGroup(dist.group.WORLD)), "moe_expert_num": 2 * size}
@@ -153,4 +206,5 @@ refused_exchanges()
 fused_exchange()
 if CHIP == "a3":
     one_operator()
+    refused_experts()
 dist.destroy_process_group()

@@ -57,8 +57,8 @@ def dispatch_ffn_combine(
     x_active_mask: Tensor | None,
     swiglu_limit: float,
 ) -> tuple[Tensor, Tensor]:
-    """out[t] = sum of probs[t, k] times the row of expert_idx[t, k], in float32; weights [experts, k, n] int8 and scales
-    [experts, n] int64, in lists of one. Tokens that the mask leaves out have no defined result."""
+    """out[t] = sum of probs[t, k] times the row of expert_idx[t, k], in float32; weights int8 [experts, k, n] and
+    scales int64 [experts, n], in lists of one. Tokens that the mask leaves out have no defined result."""
     if len(weight1) != 1 or weight1[0].dtype != torch.int8 or scale1[0].dtype != torch.int64 or bias1 or bias2:
         raise RuntimeError("int8 weights of all experts in one tensor, int64 scales and no bias are emulated")
     if probs.dtype != torch.float32 or expert_idx.dtype != torch.int32:
