@@ -29,6 +29,7 @@ WEIGHTING = {"float64": 8.0, "float32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.
 _OPERANDS = {
     "float64": "float64", "float32": "float32", "bf16": "bf16", "fp8_block128": "fp8", "mxfp8": "fp8", "mxfp4": "fp8",
     "hif8": "fp8", "w8a8_int8": "int8", "w4a8_int": "int8",
+    "w4a8_int_256": "int8",
     "rows_f64": "float64", "rows_f32": "float32", "index_mxfp4_68": "fp4", "index_fp8_132": "fp8",
     "index_int8_130": "int8",
 }  # fmt: skip

@@ -11,12 +11,12 @@ from hal.errors import BadRule, UnknownName, UnknownVariable
 VARIABLES: dict[str, str] = {
     "HAL_BACKEND": "name[:chip][@emulated], auto or reference",
     "HAL_OPS": "opglob=choice|choice;..., choice = [!]kernelglob",
-    "HAL_ALLOW": "words of: reference host requantize unverified nondeterministic",
+    "HAL_ALLOW": "words of: reference host requantize requantize4 unverified nondeterministic",
     "HAL_TRACE": "plan | calls[:glob] | values[:glob], then [@file]; capture[:glob]@folder",
     "HAL_CHECK": "glob[/N]",
     "HAL_CONFIG": "a TOML file or hal.lock",
 }
-ALLOW = ("reference", "host", "requantize", "unverified", "nondeterministic")
+ALLOW = ("reference", "host", "requantize", "requantize4", "unverified", "nondeterministic")
 
 
 def read(environ: Mapping[str, str] | None = None) -> dict[str, str]:

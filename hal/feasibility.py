@@ -72,8 +72,8 @@ def layouts_on(target: Target) -> Sequence[str] | None:
 
 def numerics_on(target: Target, config: DeepseekV4Config, dtype: str | None = None) -> Numerics:
     """What the model stores and rounds how on a chip that may not be here; `dtype` as in `Numerics.on`."""
-    lossy = "requantize" in Policy.current().allow
-    return Numerics.on(config, target.device_type, layouts_on(target), dtype=dtype, requantize=lossy)
+    allow = Policy.current().allow
+    return Numerics.on(config, target.device_type, layouts_on(target), dtype=dtype, allow=allow)
 
 
 def survey(config: DeepseekV4Config, numerics: Numerics, target: Target, policy: Policy, context: int) -> list[Verdict]:

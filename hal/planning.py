@@ -290,14 +290,14 @@ def _without(gap: tuple[int, int], interval: tuple[int, int]) -> list[tuple[int,
 
 
 def _part(call: Call, part: str) -> Call:
-    """A part's call: what its signature shares with the composite's."""
+    """A part's call: what its signature shares with the composite's, and sizes that neither names, such as `inter`."""
     contract: Contract = ops.get(part)
-    signature = contract.parsed
+    signature, whole = contract.parsed, ops.get(call.contract).parsed
     arguments = {argument.name for argument in signature.arguments}
     return Call(
         part,
         name=f"{call.title}.{contract.short}",
-        sizes={name: size for name, size in call.sizes.items() if name in signature.dims},
+        sizes={name: n for name, n in call.sizes.items() if name in signature.dims or name not in whole.dims},
         ranges={name: size for name, size in call.ranges.items() if name in signature.dims},
         dtypes={name: kind for name, kind in call.dtypes.items() if name in arguments},
         layouts={name: kind for name, kind in call.layouts.items() if name in arguments},

@@ -155,7 +155,7 @@ def _layers(model: Trajectory) -> Table:
 def _logits(model: Trajectory) -> Iterator[Text]:
     for side in model.sides:
         yield Text(side.answer, style="green" if side.agrees else "red")
-        lossy = " (lossy, as HAL_ALLOW=requantize permits)" if side.lossy else ""
+        lossy = " (lossy, as HAL_ALLOW permits)" if side.lossy else ""
         yield Text(
             f"  logits against exact ones with its formats: {_apart(side.logits)}; "
             f"what its formats cost against the official arithmetic: {_apart(side.formats)}{lossy}"

@@ -218,7 +218,7 @@ def _followed(runner: Runner, reference: Runner, job: Job, ran: Ran, tell: Calla
         for layer, x in enumerate(exact.layers)
     )
     outside = [layer for layer, (e, b) in enumerate(zip(errors, bounds, strict=True)) if not e <= b]
-    lossy = "w8a8_int8" in (ran.numerics.linear, ran.numerics.experts) and config.quantization is not None
+    lossy = ran.numerics.integers and config.quantization is not None
     return Followed(
         runner.backend,
         ran.target,

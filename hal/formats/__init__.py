@@ -2,7 +2,7 @@
 
 from hal.formats.activations import ACTIVATIONS, Quantized, quantize, simulate
 from hal.formats.hadamard import hadamard_transform
-from hal.formats.weights import SCHEMES, PackedWeight, prepare
+from hal.formats.weights import SCHEMES, PackedWeight, joined, prepare
 
 __all__ = [
     "ACTIVATIONS",
@@ -10,6 +10,7 @@ __all__ = [
     "PackedWeight",
     "Quantized",
     "hadamard_transform",
+    "joined",
     "prepare",
     "quantize",
     "simulate",

@@ -30,6 +30,7 @@ class Blocks:
         power_of_two: scales are rounded up to powers of two (ue8m0).
         floor: least magnitude that a block is scaled by; keeps zero blocks from dividing by zero.
         scale_dtype: what scales are stored in.
+        turned: codes stand [.., k, n], packed along n, as matrix units read 4-bit weights.
     """
 
     element: str
@@ -38,6 +39,7 @@ class Blocks:
     power_of_two: bool = True
     floor: float = 0.0
     scale_dtype: torch.dtype = torch.float8_e8m0fnu
+    turned: bool = False
 
     @property
     def format(self) -> Element:
@@ -50,16 +52,19 @@ class Blocks:
         return self.join(self.format.round(split / scales).mul_(scales), x)
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [.., n, k] (or half as many bytes) and scales [.., n / rows, k / columns] of float32 `x` [.., n, k]."""
+        """Codes [.., n, k], turned or not, or half as many bytes, and scales [.., n / rows, k / columns] of float32 `x`
+        [.., n, k]."""
         split = self.split(x)
         scales = self._scales(split)
-        codes = self.format.encode(self.join(self.format.round(split / scales), x))
+        rounded = self.join(self.format.round(split / scales), x)
+        codes = self.format.encode(rounded.mT.contiguous() if self.turned else rounded)
         return codes, scales.squeeze(-1 if self.rows == 1 else (-3, -1)).to(self.scale_dtype)
 
     def dequantize(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """Values [.., n, k]; the product is taken in float32 (float64 where `dtype` is), then rounded to `dtype`."""
         work = torch.float64 if dtype == torch.float64 else torch.float32
         values = self.format.decode(codes).to(work)
+        values = values.mT.contiguous() if self.turned else values
         factors = scales.to(work).unsqueeze(-1)
         if self.rows > 1:
             factors = factors.unsqueeze(-3)

@@ -8,6 +8,7 @@
 | `mxfp8` | float8_e4m3fn [n, k] | ue8m0 [n, k / 32], rounded up |
 | `w8a8_int8` | int8 [n, k] | float32 [n, 1]: one per output channel, symmetric |
 | `w4a8_int` | int4, two a byte: uint8 [n, k / 2] | float32 [n, groups], groups of 128 unless scales are given |
+| `w4a8_int_256` | int4, two outputs a byte: uint8 [k, n / 2] | float32 [n, k / 256] |
 | `hif8` | HiFloat8: uint8 [n, k] | float32 [n, 1], powers of two that bring a channel below 15 |
 
 Stacks of experts have one dimension more in front. ue8m0 scales of new weights are rounded up to a power of two, as the
@@ -16,6 +17,7 @@ published checkpoints' are; schemes that take float32 scales keep them as they a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from hal.errors import ContractError, UnknownName
 from hal.formats.blocks import Blocks
 
-__all__ = ["SCHEMES", "PackedWeight", "prepare"]
+__all__ = ["SCHEMES", "PackedWeight", "joined", "prepare"]
 
 _PLAIN = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 _BLOCKS = {
@@ -33,6 +35,7 @@ _BLOCKS = {
     "mxfp8": Blocks("e4m3", 32),
     "w8a8_int8": Blocks("int8", 0, power_of_two=False, scale_dtype=torch.float32),
     "w4a8_int": Blocks("int4", 128, power_of_two=False, scale_dtype=torch.float32),
+    "w4a8_int_256": Blocks("int4", 256, power_of_two=False, scale_dtype=torch.float32, turned=True),
     "hif8": Blocks("hif8", 0, scale_dtype=torch.float32),
 }
 
@@ -45,7 +48,7 @@ class PackedWeight:
     """A weight of one scheme, or a stack of experts' weights.
 
     Attributes:
-        codes: as the scheme stores them, [(experts,) outputs, features] or half as many bytes.
+        codes: as the scheme stores them, [(experts,) outputs, features], turned or not, or half as many bytes.
         scales: as the scheme stores them; None for schemes of plain values.
         scheme: name in `SCHEMES`.
         shape: of the values, [(experts,) outputs, features].
@@ -77,23 +80,28 @@ class PackedWeight:
         """Outputs `low` to `high` (of one expert of a stack), sharing memory.
 
         Raises:
-            ContractError: `low` is inside a block that shares its scales, or an expert is needed and not given.
+            ContractError: `low` is inside a block that shares its scales or its bytes, or an expert is needed and not
+                given.
         """
         weight = self if expert is None else self[expert]
         if len(weight.shape) != 2:
             raise ContractError("rows of a whole stack", where="PackedWeight.rows", fix="name the expert")
-        scales = weight.scales
-        if scales is not None:
-            height = _BLOCKS[self.scheme].rows
-            if low % height:
+        codes, scales, high = weight.codes, weight.scales, min(high, weight.shape[0])
+        shape = (high - low, self.shape[-1])
+        if scales is None:
+            return replace(weight, codes=codes[low:high], shape=shape)
+        blocks = _BLOCKS[self.scheme]
+        packed = blocks.format.packed if blocks.turned else 1
+        for row, height in ((low, blocks.rows), (low, packed), (high, packed)):
+            if row % height:
                 raise ContractError(
-                    f"row {low} is inside a block of {height} rows with one scale",
+                    f"row {row} is inside a block of {height} rows that share scales or bytes",
                     where=f"PackedWeight.rows of {self.scheme}",
-                    fix=f"start at a multiple of {height}",
+                    fix=f"take a multiple of {height}",
                 )
-            scales = scales[low // height : -(-high // height)]
-        codes = weight.codes[low:high]
-        return PackedWeight(codes, scales, self.scheme, (len(codes), self.shape[-1]), self.lossy)
+        scales = scales[low // blocks.rows : -(-high // blocks.rows)]
+        codes = codes[:, low // packed : high // packed] if blocks.turned else codes[low:high]
+        return PackedWeight(codes, scales, self.scheme, shape, self.lossy)
 
     def __getitem__(self, expert: int) -> PackedWeight:
         """One expert of a stack, sharing memory."""
@@ -177,9 +185,10 @@ def _quantized(weight: Tensor | PackedWeight, scheme: str, scale_dtype: torch.dt
             where="prepare",
             fix=f"leave scale_dtype out: {blocks.scale_dtype}",
         )
-    if weight.shape[-1] % blocks.format.packed:
+    length, what = (weight.shape[-2], "outputs") if blocks.turned else (weight.shape[-1], "features")
+    if length % blocks.format.packed:
         raise ContractError(
-            f"{weight.shape[-1]} features do not fill whole bytes of {scheme}", where="prepare", fix="pad the weight"
+            f"{length} {what} do not fill whole bytes of {scheme}", where="prepare", fix="pad the weight"
         )
     if isinstance(weight, PackedWeight) and (weight.scheme, blocks) == ("mxfp4", _BLOCKS["fp8_block128"]):
         codes, scales = _fp4_to_fp8(weight, blocks)
@@ -217,6 +226,27 @@ def _stack(experts: list[PackedWeight]) -> PackedWeight:
     return PackedWeight(codes, scales, experts[0].scheme, (len(experts), *experts[0].shape), lossy)
 
 
+def joined(weights: Sequence[PackedWeight]) -> PackedWeight:
+    """Outputs of several weights of one scheme behind each other: [outputs, features] each.
+
+    Raises:
+        ContractError: a weight but the last ends inside a block that shares its scales, or schemes differ.
+    """
+    first, *others = weights
+    blocks = _BLOCKS.get(first.scheme)
+    height = blocks.rows if blocks else 1
+    if any(other.scheme != first.scheme for other in others) or any(each.shape[0] % height for each in weights[:-1]):
+        raise ContractError(
+            f"weights of {', '.join(f'{each.scheme} {list(each.shape)}' for each in weights)} cannot be joined",
+            where="joined",
+            fix=f"take weights of one scheme with multiples of {height} outputs",
+        )
+    codes = torch.cat([each.codes for each in weights], -1 if blocks and blocks.turned else 0)
+    scales = None if first.scales is None else torch.cat([_scales(each) for each in weights])
+    shape = (sum(each.shape[0] for each in weights), first.shape[1])
+    return PackedWeight(codes, scales, first.scheme, shape, any(each.lossy for each in weights))
+
+
 def _scales(weight: PackedWeight) -> Tensor:
     assert weight.scales is not None
     return weight.scales
@@ -233,12 +263,13 @@ def _misfit(scheme: str, shape: tuple[int, ...], codes: Tensor, scales: Tensor |
     if len(shape) not in (2, 3):
         return f"a weight has the shape [outputs, features] or [experts, outputs, features], not {list(shape)}"
     if scheme in _PLAIN:
-        dtype, packed = _PLAIN[scheme], 1
+        dtype, packed, turned = _PLAIN[scheme], 1, False
     else:
-        dtype, packed = _BLOCKS[scheme].format.dtype, _BLOCKS[scheme].format.packed
+        dtype, packed, turned = _BLOCKS[scheme].format.dtype, _BLOCKS[scheme].format.packed, _BLOCKS[scheme].turned
     if codes.dtype != dtype:
         return f"codes of {scheme} are {dtype}, not {codes.dtype}"
-    wanted = (*shape[:-1], shape[-1] // packed)
+    rows, columns = (shape[-1], shape[-2]) if turned else shape[-2:]
+    wanted = (*shape[:-2], rows, columns // packed)
     if tuple(codes.shape) != wanted:
         return f"codes of a {list(shape)} weight are {list(wanted)}, not {list(codes.shape)}"
     if scheme in _PLAIN or scales is None:
@@ -271,7 +302,8 @@ def _recognised(codes: Tensor, scales: Tensor, scheme: str) -> PackedWeight:
     found = []
     for name, blocks in _BLOCKS.items():
         stored = codes.view(torch.uint8) if blocks.format.packed == 2 and codes.dtype == torch.int8 else codes
-        shape = (*codes.shape[:-1], codes.shape[-1] * blocks.format.packed)
+        rows, columns = codes.shape[-2], codes.shape[-1] * blocks.format.packed
+        shape = (*codes.shape[:-2], *((columns, rows) if blocks.turned else (rows, columns)))
         if not _misfit(name, shape, stored, scales):
             found.append(PackedWeight(stored, scales, name, shape))
     found = [weight for weight in found if weight.scheme == scheme] or found

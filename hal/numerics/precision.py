@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hal.kernel import Kernel
-from hal.numerics.rounding import accumulation, relative_rounding
+from hal.numerics.rounding import accumulation, relative_rounding, unit_roundoff
 
 __all__ = ["Precision", "declared"]
 
@@ -19,7 +19,8 @@ class Precision:
 
     accumulate: of dot products. "fp8_tensor_core" is what FP8 units of NVIDIA's Hopper generation do: products are
         aligned to the largest and cut to 13 fraction bits, and promoted to float32 at least every 128 products
-        (DeepSeek-V3 technical report, section 3.3.2).
+        (DeepSeek-V3 technical report, section 3.3.2). "float16_256" is what int4 products of Ascend A2 and A3 do: exact
+        in groups of 256 products, which are added in float16.
     weights: of softmax weights when they are multiplied with values.
     scores: of attention and index scores.
     hidden: of an expert's gate and up projections before the activation.
@@ -44,6 +45,8 @@ class Precision:
         size = torch.maximum(envelope, total.abs())
         if self.accumulate == "fp8_tensor_core":
             return 2.0**-12 * envelope + accumulation(depth) * size
+        if self.accumulate == "float16_256":
+            return unit_roundoff(torch.float16) * (2 + depth / 256) * size
         return accumulation(depth, getattr(torch, self.accumulate)) * size
 
     def relative(self, field: str) -> float:

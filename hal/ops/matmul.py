@@ -23,6 +23,7 @@ SCHEMES = (
     "mxfp8",
     "w8a8_int8",
     "w4a8_int",
+    "w4a8_int_256",
     "hif8",
 )
 """Weight schemes, by the names of `hal.formats`."""

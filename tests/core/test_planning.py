@@ -95,3 +95,18 @@ def test_equal_decisions_have_equal_fingerprints() -> None:
         other = hal.plan([ROUTE]).fingerprint
     with hal.use(backend="cpu"):
         assert hal.plan([ROUTE]).fingerprint != other
+
+
+def test_parts_know_sizes_that_no_signature_names() -> None:
+    """`inter` is a size of weights, which kernels of `moe.ffn` and of `moe.experts` may ask for."""
+    call = hal.Call(
+        "moe.ffn",
+        sizes={"hidden": 64, "top_k": 2, "inter": 48},
+        dtypes={"x": "float32"},
+        layouts={"w13": "float32", "w2": "float32"},
+        attributes={"experts": 4, "clamp": 10.0, "activation": "none"},
+    )
+    plan = hal.plan([call], policy=Policy.current(backend="reference", allow="reference,unverified"))
+    sizes = {part.call.contract: dict(part.call.sizes) for part in plan.choices[0].parts}
+    assert sizes["moe.experts"] == {"hidden": 64, "inter": 48}
+    assert "top_k" not in sizes["moe.combine"]

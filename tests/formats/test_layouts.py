@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.errors import ContractError, UnknownName
-from hal.formats import prepare, quantize
+from hal.formats import joined, prepare, quantize
 from hal.layouts import layout
 from hal.layouts.pages import convert
 from hal.layouts.sizes import LAYOUTS, sizes
@@ -156,7 +156,9 @@ def test_layouts_refuse_what_they_cannot_hold() -> None:
         layout("index_mxfp4_68", 100, 64)
 
 
-@pytest.mark.parametrize("scheme", ["fp8_block128", "mxfp4", "mxfp8", "w8a8_int8", "w4a8_int", "hif8", "bf16"])
+@pytest.mark.parametrize(
+    "scheme", ["fp8_block128", "mxfp4", "mxfp8", "w8a8_int8", "w4a8_int", "w4a8_int_256", "hif8", "bf16"]
+)
 @pytest.mark.parametrize("shape", [(256, 256), (130, 256), (3, 64, 128)])
 def test_weights_keep_what_they_can(scheme: str, shape: tuple[int, ...]) -> None:
     """Packing what a packed weight holds loses nothing and says so; packing floats says that it did."""
@@ -165,9 +167,43 @@ def test_weights_keep_what_they_can(scheme: str, shape: tuple[int, ...]) -> None
     values = weight.dequantize()
     assert tuple(values.shape) == shape
     again = prepare(values, scheme)
-    assert torch.equal(again.dequantize(), values) or scheme in ("w8a8_int8", "w4a8_int")
+    assert torch.equal(again.dequantize(), values) or scheme in ("w8a8_int8", "w4a8_int", "w4a8_int_256")
     if len(shape) == 3:
         assert torch.equal(weight[1].dequantize(), values[1])
+
+
+def test_turned_codes_are_two_outputs_a_byte() -> None:
+    """Read byte by byte: features one behind the other, the even output in the low half, groups of 256 features."""
+    weight = prepare(rows(6, 300), "w4a8_int_256")
+    assert weight.codes.shape == (300, 3)
+    assert weight.scales is not None
+    for output, feature in ((0, 0), (1, 255), (4, 256), (5, 299)):
+        byte = int(weight.codes[feature, output // 2])
+        nibble = byte >> 4 if output % 2 else byte & 15
+        value = (nibble - 16 * (nibble > 7)) * float(weight.scales[output, feature // 256])
+        assert weight.dequantize()[output, feature] == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "fp8_block128", "mxfp4", "w4a8_int_256"])
+def test_outputs_are_cut_and_joined(scheme: str) -> None:
+    weight = prepare(rows(384, 256), scheme)
+    parts = [weight.rows(0, 128), weight.rows(128, 500)]
+    assert torch.equal(parts[1].dequantize(), weight.dequantize()[128:])
+    again = joined(parts)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    assert again.lossy
+    with pytest.raises(ContractError, match="one scheme"):
+        joined([weight, prepare(rows(384, 256), "mxfp8")])
+
+
+def test_outputs_are_not_cut_inside_a_byte_or_a_block() -> None:
+    for scheme, low, high in (("w4a8_int_256", 1, 8), ("w4a8_int_256", 0, 3), ("fp8_block128", 64, 256)):
+        with pytest.raises(ContractError, match="inside a block"):
+            prepare(rows(256, 256), scheme).rows(low, high)
+    with pytest.raises(ContractError, match="multiples of 128"):
+        joined([prepare(rows(64, 256), "fp8_block128")] * 2)
+    with pytest.raises(ContractError, match="outputs do not fill"):
+        prepare(rows(3, 256), "w4a8_int_256")
 
 
 def test_blocks_at_the_edge_are_shorter() -> None:

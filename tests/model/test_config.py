@@ -181,3 +181,30 @@ def test_calls_have_the_checkpoints_shapes(name: str) -> None:
             from_calls[call.sizes["outputs"], call.sizes["features"]] += counts[call.title]
     linear = [spec for spec in tensors(config) if spec.kind == "linear" and not spec.name.endswith(".wo_a.weight")]
     assert from_calls == Counter(spec.shape for spec in linear)
+
+
+@pytest.mark.parametrize(
+    ("allow", "layouts", "linear", "experts", "rows"),
+    [
+        ((), ("w8a8_int8", "w4a8_int_256"), "fp8_block128", "mxfp4", "e4m3_128"),
+        (("requantize",), ("w8a8_int8", "w4a8_int_256"), "w8a8_int8", "w8a8_int8", "int8_token"),
+        (("requantize4",), ("w8a8_int8", "w4a8_int_256"), "fp8_block128", "w4a8_int_256", "int8_token"),
+        (("requantize", "requantize4"), ("w8a8_int8", "w4a8_int"), "w8a8_int8", "w4a8_int", "int8_token"),
+        (
+            ("requantize", "requantize4"),
+            ("fp8_block128", "mxfp4", "w8a8_int8", "w4a8_int"),
+            "fp8_block128",
+            "mxfp4",
+            "e4m3_128",
+        ),
+        (("requantize", "requantize4"), None, "fp8_block128", "mxfp4", "e4m3_128"),
+    ],
+)
+def test_lossy_weights_are_permitted_and_preferred(
+    allow: tuple[str, ...], layouts: tuple[str, ...] | None, linear: str, experts: str, rows: str
+) -> None:
+    """Only where they are allowed, and only on chips that multiply them better than what is published."""
+    config = load("deepseek-v4-flash")
+    numerics = Numerics.on(config, "npu", layouts, allow=allow)
+    assert (numerics.linear, numerics.experts, numerics.expert_activation) == (linear, experts, rows)
+    assert numerics.integers is (linear != "fp8_block128" or experts != "mxfp4")

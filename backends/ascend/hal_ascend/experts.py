@@ -1,4 +1,4 @@
-"""`moe.experts` with two grouped products of torch_npu: int8 on A2 and A3, e4m3 by e4m3 or FP4 on the 950."""
+"""`moe.experts` with two grouped products of torch_npu: int8 and int4 on A2 and A3, e4m3 by e4m3 or FP4 on the 950."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hal import formats
 from hal.derived import derived
+from hal_ascend.cube import int4
 from hal_ascend.matmul import BLOCKS, row_scales, weight_scales
 
 if TYPE_CHECKING:
@@ -34,12 +35,30 @@ def experts_int8(
         return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
     assert dispatched.scales is not None
     assert w13.scales is not None
-    sums = _grouped(dispatched.rows, w13.codes, dispatched, output_dtype=torch.int32)
+    sums = _grouped(dispatched.rows, w13.codes.transpose(1, 2), dispatched, output_dtype=torch.int32)
     gate_up = sums * w13.scales.squeeze(-1)[expert_of_row(len(dispatched.rows), dispatched.counts)] * dispatched.scales
     inner, scales = torch_npu.npu_dynamic_quant(activated(gate_up, dispatched.weights, clamp, dispatched.dtype))
     channel = derived(w2, ("ascend", "channel scales"), lambda: w2.scales.flatten(1))  # type: ignore[union-attr]
     words = {"scale": [channel], "per_token_scale": [scales], "output_dtype": dispatched.dtype}
-    return _grouped(inner, w2.codes, dispatched, **words)
+    return _grouped(inner, w2.codes.transpose(1, 2), dispatched, **words)
+
+
+def experts_int4(
+    dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, clamp: float, activation: str
+) -> Tensor:
+    """`moe.experts` of `w4a8_int_256` with rows in "int8_token"; gate and up leave the operator in float16."""
+    if not _packed(dispatched):
+        return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
+    assert dispatched.scales is not None
+    gate_up = _int4(dispatched.rows, dispatched.scales.squeeze(1), w13, dispatched, torch.float16).float()
+    inner, scales = torch_npu.npu_dynamic_quant(activated(gate_up, dispatched.weights, clamp, dispatched.dtype))
+    return _int4(inner, scales, w2, dispatched, dispatched.dtype)
+
+
+def _int4(codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatched, dtype: torch.dtype) -> Tensor:
+    stored = int4(weight)
+    words = {"bias": [stored.bias], "scale": [stored.scales], "per_token_scale": [scales], "output_dtype": dtype}
+    return _grouped(codes, stored.codes, dispatched, **words)
 
 
 def expert_of_row(count: int, counts: Tensor) -> Tensor:
@@ -73,7 +92,9 @@ def _mx(
             "scale_dtype": torch_npu.float8_e8m0fnu,
             "per_token_scale_dtype": torch_npu.float8_e8m0fnu,
         }
-    return _grouped(codes, _from_start(weight), dispatched, per_token_scale=[tokens], output_dtype=dtype, **words)
+    return _grouped(
+        codes, _from_start(weight).transpose(1, 2), dispatched, per_token_scale=[tokens], output_dtype=dtype, **words
+    )
 
 
 def _from_start(weight: PackedWeight) -> Tensor:
@@ -83,10 +104,10 @@ def _from_start(weight: PackedWeight) -> Tensor:
 
 
 def _grouped(codes: Tensor, weight: Tensor, dispatched: Dispatched, **words: object) -> Tensor:
-    """Rows of every expert times its weight [experts, outputs, features]."""
+    """Rows of every expert times its weight [experts, features, outputs]."""
     return torch_npu.npu_grouped_matmul(
         [codes],
-        [weight.transpose(1, 2)],
+        [weight],
         group_list=dispatched.counts,
         split_item=ONE_TENSOR,
         group_type=BY_ROWS,

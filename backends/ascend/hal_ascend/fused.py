@@ -13,13 +13,13 @@ from torch import Tensor
 
 from hal.derived import derived
 from hal_ascend import exchange
+from hal_ascend.cube import cube_scales
 
 if TYPE_CHECKING:
     from hal.distributed import Group
     from hal.formats import PackedWeight
 
 NZ = 29
-DROPPED = 13  # low bits of a float32 scale that the cube's output stage does not read
 
 
 def ffn(
@@ -40,7 +40,7 @@ def ffn(
     if group is None or group.size == 1:
         return exchange.ffn(x, expert_ids, weights, w13, w2, residual, group, **words)
     lists = [[derived(weight, ("ascend", "fractions"), lambda w=weight: fractions(w.codes))] for weight in (w13, w2)]
-    scales = [[derived(weight, ("ascend", "cube scales"), lambda w=weight: _cube_scales(w))] for weight in (w13, w2)]
+    scales = [[derived(weight, ("ascend", "cube scales"), lambda w=weight: _scales(w))] for weight in (w13, w2)]
 
     def wave(x: Tensor, expert_ids: Tensor, weights: Tensor, residual: Tensor) -> Tensor:
         """An unused slot takes its turn among the experts and counts nothing."""
@@ -77,8 +77,7 @@ def fractions(codes: Tensor) -> Tensor:
         torch.npu.config.allow_internal_format = before
 
 
-def _cube_scales(weight: PackedWeight) -> Tensor:
-    """int64 [experts, outputs]: the nearest float32 of those that the cube can tell apart, in the low half."""
+def _scales(weight: PackedWeight) -> Tensor:
+    """int64 [experts, outputs]"""
     assert weight.scales is not None
-    bits = weight.scales.flatten(1).view(torch.int32).long()
-    return (bits + (1 << DROPPED - 1)) >> DROPPED << DROPPED
+    return cube_scales(weight.scales.flatten(1))

@@ -156,7 +156,54 @@ def _vendor(target: Target) -> list[Kernel]:
     )
     _attention(kernel, target)
     _hyper(kernel)
-    return made
+    return [*made, *_int4(target)]
+
+
+def _int4(target: Target) -> list[Kernel]:
+    """Two halves of an int8 row times int4, in groups that are added in float16 (A2 and A3)."""
+    if "fp8_mma" in target.features:
+        return []
+    accumulate = ("accumulate", "float16_256")
+
+    def kernel(name: str, contract: str, function: str, operator: str, *constraints: Constraint) -> Kernel:
+        return Kernel(
+            f"ascend.{name}",
+            contract,
+            f"hal_ascend.{function}",
+            (
+                *offers(target, operator, "npu_dynamic_quant"),
+                attribute("activation").one_of("int8_token"),
+                *constraints,
+            ),
+            precision=(accumulate, ("hidden", "float16")) if contract == "moe.experts" else (accumulate,),
+            notes=f"Calls {operator}, npu_dynamic_quant; groups of 256 products are added in float16.",
+        )
+
+    return [
+        kernel(
+            "experts.int4",
+            "moe.experts",
+            "experts:experts_int4",
+            "npu_grouped_matmul",
+            layout("w13").one_of("w4a8_int_256"),
+            layout("w2").one_of("w4a8_int_256"),
+            dim("hidden").multiple_of(256),
+            dim("hidden").between(256, 18432),
+            dim("inter").multiple_of(256),
+            dim("inter").between(256, 18432),
+        ),
+        kernel(
+            "matmul.int4",
+            "quant.matmul",
+            "matmul:matmul_int4",
+            "npu_quant_matmul",
+            dtype("x").one_of(*HALVES),
+            layout("weight").one_of("w4a8_int_256"),
+            dim("features").multiple_of(256),
+            dim("features").between(256, 29568),
+            dim("outputs").multiple_of(8),
+        ),
+    ]
 
 
 def _less_precise(target: Target) -> list[Kernel]:

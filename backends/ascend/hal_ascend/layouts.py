@@ -49,7 +49,7 @@ class Chip:
 _INT8_CHIP = {
     "caches": ("rows_bf16_fp8", "rows_bf16"),
     "index": ("index_int8_130", "index_bf16_mxfp4"),
-    "schemes": ("w8a8_int8",),
+    "schemes": ("w8a8_int8", "w4a8_int_256"),
 }
 
 CHIPS = {

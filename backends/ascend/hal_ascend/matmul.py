@@ -1,4 +1,4 @@
-"""Quantised products: int8 or exact bfloat16 on A2 and A3, e4m3 with ue8m0 scales of 32 elements on the 950."""
+"""Quantised products: int8, int4 or exact bfloat16 on A2 and A3, e4m3 with ue8m0 scales of 32 elements on the 950."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hal import formats
 from hal.derived import derived
+from hal_ascend.cube import GROUP, int4
 
 if TYPE_CHECKING:
     from hal.formats import PackedWeight
@@ -36,6 +37,23 @@ def matmul_int8(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     codes, scales = torch_npu.npu_dynamic_quant(x)
     channel = derived(weight, ("ascend", "channel scales"), weight.scales.flatten)
     return torch_npu.npu_quant_matmul(codes, weight.codes.t(), channel, pertoken_scale=scales, output_dtype=x.dtype)
+
+
+def matmul_int4(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
+    """`quant.matmul` of `w4a8_int_256`: groups of 256 features are exact, and added in float16."""
+    if not x.numel():
+        return x.new_zeros(len(x), weight.shape[0])
+    codes, scales = torch_npu.npu_dynamic_quant(x)
+    stored = int4(weight)
+    return torch_npu.npu_quant_matmul(
+        codes,
+        stored.codes,
+        stored.scales,
+        offset=stored.bias,
+        pertoken_scale=scales.unsqueeze(1),
+        output_dtype=x.dtype,
+        group_sizes=[0, 0, GROUP],
+    )
 
 
 def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:

@@ -173,6 +173,8 @@ def decode_weight(codes: Array, scales: Array | None, scheme: str) -> Array:
     values = _values(codes, element)
     if scheme == "w4a8_int":
         columns = values.shape[-1] // scales.shape[-1]
+    if scheme == "w4a8_int_256":
+        values, columns = values.T, 256
     return _scaled(values, scales, columns)
 
 

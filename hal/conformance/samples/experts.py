@@ -38,6 +38,8 @@ SCHEMES = (
     ("mxfp4", "e4m3_128"),
 )
 INTEGERS = (("w8a8_int8", "int8_token"), ("w4a8_int", "int8_token"))
+WIDE = Shape(hidden=512, inter=256)
+"""For `w4a8_int_256`, whose groups are longer than the small sizes."""
 
 
 def route() -> Iterator[Sample]:
@@ -107,6 +109,7 @@ def experts() -> Iterator[Sample]:
     """Every scheme with its quantiser; packed segments and padded ones; experts without rows."""
     for scheme, activation in (*SCHEMES, *INTEGERS):
         yield experts_sample(33, scheme, activation, "spread")
+    yield experts_sample(33, "w4a8_int_256", "int8_token", "spread", shape=WIDE)
     for tokens in TOKENS:
         yield experts_sample(tokens, "fp8_block128", "e4m3_128", "holes")
     yield experts_sample(33, "fp8_block128", "e4m3_128", "crowded")
@@ -177,6 +180,7 @@ def ffn() -> Iterator[Sample]:
     """Whole layers in every scheme; unused slots, one busy expert, one token, none."""
     for scheme, activation in (*SCHEMES, *INTEGERS):
         yield ffn_sample(33, scheme, activation, "spread")
+    yield ffn_sample(33, "w4a8_int_256", "int8_token", "spread", shape=WIDE)
     for tokens in TOKENS:
         yield ffn_sample(tokens, "fp8_block128", "e4m3_128", "holes")
     yield ffn_sample(33, "mxfp4", "e4m3_128", "crowded", residual=False)

@@ -20,6 +20,7 @@ PAIRS = (
     ("mxfp8", "e4m3_32"),
     ("w8a8_int8", "int8_token"),
     ("w4a8_int", "int8_token"),
+    ("w4a8_int_256", "int8_token"),
     ("hif8", "none"),
 )
 """Weight schemes with the activation quantisers that are served with them."""

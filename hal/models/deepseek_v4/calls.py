@@ -7,7 +7,7 @@ One `hal.Call` per distinct use; `uses` says how many blocks share it. Names are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ _WINDOW = ("v4_584", "v4_640", "rows_bf16_fp8", "rows_bf16", "rows_f32", "rows_f
 _INDEX = ("index_mxfp4_68", "index_fp8_132", "index_bf16_mxfp4", "index_int8_130", "rows_bf16", "rows_f32", "rows_f64")
 _ROWS = {"float64": "rows_f64", "float32": "rows_f32", "bfloat16": "rows_bf16"}
 _INT8 = "w8a8_int8"
+_INT4 = ("w4a8_int_256", "w4a8_int")
 _SCHEME = {"float64": "float64", "float32": "float32", "bfloat16": "bf16"}
 
 
@@ -41,6 +42,11 @@ class Numerics:
         """Whether linear weights stay quantised and go through `quant.matmul`."""
         return self.linear not in _SCHEME.values()
 
+    @property
+    def integers(self) -> bool:
+        """Whether weights are kept as integers, which no published checkpoint does."""
+        return not {_INT8, *_INT4}.isdisjoint((self.linear, self.experts))
+
     @classmethod
     def on(
         cls,
@@ -50,7 +56,7 @@ class Numerics:
         *,
         simulate: bool | None = None,
         dtype: str | None = None,
-        requantize: bool = False,
+        allow: Collection[str] = (),
     ) -> Numerics:
         """The numerics of a checkpoint on a chip.
 
@@ -58,17 +64,20 @@ class Numerics:
             layouts: as in `published`.
             simulate: the official code's simulated quantisation; by default on where the checkpoint is quantised.
             dtype: of activations; by default float32 on CPUs and bfloat16 elsewhere.
-            requantize: on a chip that multiplies int8 better than FP8, weights are converted to it, which loses bits.
+            allow: words of HAL_ALLOW. By "requantize" weights become int8 on a chip that multiplies it better than FP8,
+                by "requantize4" FP4 experts become int4 on one that multiplies it better than FP4. Both lose bits.
         """
         dtype = dtype or ("float32" if device_type == "cpu" else "bfloat16")
         simulate = config.quantization is not None if simulate is None else simulate
         if not simulate:
             return cls.exact(dtype)
-        published = cls.published(config, dtype, layouts)
-        preferred = next((name for name in layouts or () if name in (_INT8, published.linear)), None)
-        if not requantize or preferred != _INT8:
-            return published
-        return replace(published, linear=_INT8, experts=_INT8, activation="int8_token", expert_activation="int8_token")
+        made = published = cls.published(config, dtype, layouts)
+        if "requantize" in allow and _best(layouts, _INT8, published.linear) == _INT8:
+            made = replace(made, linear=_INT8, experts=_INT8, activation="int8_token", expert_activation="int8_token")
+        if "requantize4" in allow and published.experts == "mxfp4":
+            best = _best(layouts, *_INT4, published.experts)
+            made = replace(made, experts=best, expert_activation="int8_token") if best in _INT4 else made
+        return made
 
     @classmethod
     def exact(cls, dtype: str = "float32") -> Numerics:
@@ -116,6 +125,11 @@ class Numerics:
         index = next((name for name in have if name in _INDEX and name not in _WINDOW), exact.index)
         experts = "mxfp4" if quantization.expert_dtype == "fp4" else "fp8_block128"
         return cls(dtype, rows, rows, index, True, "fp8_block128", experts, "e4m3_128", "e4m3_128")
+
+
+def _best(layouts: Sequence[str] | None, *schemes: str) -> str | None:
+    """The scheme that a chip prefers; None: it has none of them."""
+    return next((name for name in layouts or () if name in schemes), None)
 
 
 def calls(

@@ -25,9 +25,8 @@ def bound(
     policy = hal.Policy.current(backend=backend)
     target = hal.target_of(policy)
     layouts = hal.layouts_of(target)
-    lossy = "requantize" in policy.allow
     if dtype is None and target.emulated:
         dtype = "bfloat16"  # of the chip, also where its tensors are the host's
-    numerics = Numerics.on(config, target.device_type, layouts, simulate=simulate, dtype=dtype, requantize=lossy)
+    numerics = Numerics.on(config, target.device_type, layouts, simulate=simulate, dtype=dtype, allow=policy.allow)
     plan = hal.plan(calls(config, numerics, context=context), target=target, policy=policy)
     return numerics, hal.bind(plan), plan

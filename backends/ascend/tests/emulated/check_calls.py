@@ -9,17 +9,24 @@ from typing import Any
 import pytest
 import torch
 import torch_npu
+from hal_ascend import cube, matmul
 from hal_ascend import experts as vendor
+from hal_ascend.kernels import kernels
 from hal_emulators.cann.calls import accepting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 import hal
+from hal.conformance.samples.matmul import matmul_sample
 from hal.dispatched import Dispatched
 from hal.formats import PackedWeight, prepare, quantize
 from hal.models.deepseek_v4 import DeepseekV4, Tokenizer
 from hal.models.deepseek_v4.generate import generate
+from hal.numerics import Precision
+from hal.numerics.contracts import expect
+from hal.policy import Policy
 from hal.reference.experts import experts
+from hal.selection import target_of
 
 CHIP = os.environ["EMULATED_CHIP"]
 MX = CHIP == "a5"
@@ -69,6 +76,18 @@ def int8_grouped(**words: Any) -> Any:
     given |= {"scale": [ones(E, N)], "per_token_scale": [ones(E)], "split_item": 2, "group_type": 0} | words
     weight = given.pop("weight", ones(E, N, H, dtype=torch.int8).transpose(1, 2))
     return torch_npu.npu_grouped_matmul([ones(E, H, dtype=torch.int8)], [weight], **given)
+
+
+def int4_matmul(**words: Any) -> Any:
+    given = {"scale": ones(1, N, dtype=torch.int64), "offset": ones(N), "pertoken_scale": ones(T, 1)}
+    given |= {"output_dtype": torch.bfloat16, "group_sizes": [0, 0, 256]} | words
+    weight = given.pop("weight", ones(H, N // 8, dtype=torch.int32))
+    return torch_npu.npu_quant_matmul(ones(T, H, dtype=torch.int8), weight, **given)
+
+
+def int4_grouped(**words: Any) -> Any:
+    given = {"bias": [ones(E, N)], "scale": [ones(E, 1, N, dtype=torch.int64)], "output_dtype": torch.float16}
+    return int8_grouped(**{"weight": ones(E, H, N // 8, dtype=torch.int32), **given, **words})
 
 
 def scales(*rows: int) -> torch.Tensor:
@@ -165,6 +184,8 @@ if MX:
         "npu_grouped_matmul of e4m3": lambda: mx_grouped(fp4=False),
         "npu_grouped_matmul of fp4": lambda: mx_grouped(fp4=True),
     }
+else:
+    CALLS |= {"npu_quant_matmul of int4": int4_matmul, "npu_grouped_matmul of int4": int4_grouped}
 
 
 EXCHANGE = {"group_ep": "of the test", "ep_world_size": 4, "ep_rank_id": 1, "moe_expert_num": 4 * E}
@@ -234,6 +255,18 @@ if MX:
     WRONG["ue8m0 scales of another transposition"] = lambda: mx_matmul(scale=scales(N))
     WRONG["hif8 scales of another type"] = lambda: hif8_matmul(antiquant_scale=ones(1, N))
     WRONG["a hif8 weight not transposed"] = lambda: hif8_matmul(weight=ones(N, H, dtype=torch.uint8))
+else:
+    WRONG |= {
+        "int4 scales of float32": lambda: int4_matmul(scale=ones(1, N)),
+        "int4 without the weights' sums": lambda: int4_matmul(offset=None),
+        "int4 in groups of 128": lambda: int4_matmul(group_sizes=[0, 0, 128], scale=ones(2, N, dtype=torch.int64)),
+        "an int4 weight transposed": lambda: int4_matmul(weight=ones(N, H // 8, dtype=torch.int32)),
+        "int4 experts' scales of float32": lambda: int4_grouped(scale=[ones(E, 1, N)]),
+        "int4 experts without the weights' sums": lambda: int4_grouped(bias=None),
+        "the weights' sums in bfloat16": lambda: int4_grouped(bias=[ones(E, N, dtype=torch.bfloat16)]),
+        "int4 experts transposed": lambda: int4_grouped(weight=ones(E, N, H // 8, dtype=torch.int32)),
+        "int4 experts to float32": lambda: int4_grouped(output_dtype=torch.float32),
+    }
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
@@ -251,6 +284,26 @@ def inside(weight: PackedWeight) -> PackedWeight:
     """The weight on the chip, its codes inside larger storage."""
     moved = weight.to("npu")
     return replace(moved, codes=torch.cat([torch.zeros_like(moved.codes[:1]), moved.codes])[1:])
+
+
+@pytest.mark.skipif(MX, reason="this chip has no such product")
+@pytest.mark.parametrize("wrong", ["", "bias", "scales", "codes"])
+def test_int4_weights_and_their_sums(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel declares lets its float16 pass, and neither sums, groups nor outputs of another place."""
+    sample = matmul_sample(7, 1024, 128, "w4a8_int_256", "int8_token", "bfloat16")
+    x, weight = sample.arguments()
+    stored = cube.int4(weight.to("npu"))
+    rolled = {wrong: getattr(stored, wrong).roll(1, 0)} if wrong else {}
+    monkeypatch.setattr(matmul, "int4", lambda weight: replace(stored, **rolled))
+    with hal.use(backend=f"ascend:{CHIP}@emulated"):
+        every = kernels(target_of(Policy.current()))
+    (kernel,) = (each for each in every if each.id == "ascend.matmul.int4")
+    y = kernel.load()(x.npu(), weight.to("npu"), activation="int8_token").cpu()
+    judged = [
+        expect("quant.matmul", (x, weight), dict(sample.attributes), precision).judge(y, (x, weight)).passed
+        for precision in (Precision.of(kernel), None)
+    ]
+    assert judged == [not wrong, False]
 
 
 @pytest.mark.parametrize("clamps", [True, False])
@@ -288,10 +341,18 @@ def test_the_small_checkpoint_gives_the_cpus_tokens() -> None:
 def test_requantised_weights_lose_little_and_only_where_permitted() -> None:
     checkpoint, made = ROOT / "examples" / "tiny-v4", {}
     text = Tokenizer.open(checkpoint).encode("for i in range(10):\n    print(i)\n")
-    for words in ("unverified", "unverified,requantize"):
-        with hal.use(allow=words), torch.inference_mode():
+    for words in ("", "requantize", "requantize4", "requantize,requantize4"):
+        with hal.use(allow=f"unverified,{words}"), torch.inference_mode():
             model = DeepseekV4.from_checkpoint(checkpoint, backend=f"ascend:{CHIP}@emulated", dtype="bfloat16")
             loss = cross_entropy(model.logits([text])[0].cpu().float()[:-1], torch.tensor(text[1:]))
-            made[model.numerics.linear] = float(loss)
-    assert set(made) == {"fp8_block128", "w8a8_int8"}
-    assert abs(made["fp8_block128"] - made["w8a8_int8"]) < 0.1
+            made[model.numerics.linear, model.numerics.experts] = float(loss)
+    exact, int8, int4, both = made.values()
+    assert list(made) == [
+        ("fp8_block128", "mxfp4"),
+        ("w8a8_int8", "w8a8_int8"),
+        ("fp8_block128", "w4a8_int_256"),
+        ("w8a8_int8", "w4a8_int_256"),
+    ]
+    assert abs(int8 - exact) < 0.1
+    assert max(abs(int4 - exact), abs(both - exact)) < 0.3
+    print(made)

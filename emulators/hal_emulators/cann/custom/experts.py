@@ -11,22 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hal_emulators.cann.collective import gathered, members
+from hal_emulators.cann.cube import scales
 from hal_emulators.cann.custom import kernel
 from hal_emulators.cann.kernels.quantization import int8_rows
 
 MOST_PROCESSES = 32  # vllm-ascend uses it for no more
 WINDOW = 200 << 20  # bytes of HCCL_BUFFSIZE, as it is where nobody sets it
-KEPT = 0xFFFFE000  # bits of a float32 scale that the cube's output stage reads
 
 
-def _scales(packed: Tensor) -> Tensor:
-    """float32 of scales in the low half of int64."""
-    return (packed & KEPT).to(torch.uint32).view(torch.float32)
-
-
-def _product(codes: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+def _product(codes: Tensor, weight: Tensor, factors: Tensor) -> Tensor:
     """Sums of integers times their channels' scales, in float16."""
-    return (codes.double() @ weight.double() * scales.double()).half().float()
+    return (codes.double() @ weight.double() * factors.double()).half().float()
 
 
 def _refused(tokens: int, size: int, ids: Tensor, x: Tensor, experts: int) -> str:
@@ -78,12 +73,12 @@ def dispatch_ffn_combine(
         expert_token_nums.view(-1)[expert] = len(token)
         if not len(token):
             continue
-        gate_up = _product(codes[token], w1[expert], _scales(scale1[0][expert])) * factors[token, None]
+        gate_up = _product(codes[token], w1[expert], scales(scale1[0][expert])) * factors[token, None]
         gate, up = gate_up.chunk(2, -1)
         if swiglu_limit > 0:
             gate, up = gate.clamp(max=swiglu_limit), up.clamp(-swiglu_limit, swiglu_limit)
         inner, scale = int8_rows(F.silu(gate) * up)
-        rows = _product(inner, w2[expert], _scales(scale2[0][expert])) * scale[:, None]
+        rows = _product(inner, w2[expert], scales(scale2[0][expert])) * scale[:, None]
         back[token, slot] = rows.to(x.dtype).float()
     received = int(expert_token_nums.sum())
     came = gathered(group, size, back).sum(0).view(size, *expert_idx.shape, -1)[rank]  # one process has each row

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from hal_emulators.cann.abi import Argument
 from hal_emulators.cann.calls import kernel
+from hal_emulators.cann.cube import GROUP, int4_product
 
-FLOAT, BYTES, BF16, INT64, UINT64, HIF8, E8M0 = 0, 4, 27, 9, 10, 34, 37
+FLOAT, HALF, INT8, INT32, BYTES, BF16, INT64, UINT64, HIF8, E8M0 = 0, 1, 2, 3, 4, 27, 9, 10, 34, 37
+MOST_FEATURES, MOST_GROUPED_FEATURES = 29576, 18432
 SCALES = (FLOAT, BF16, INT64, UINT64, E8M0)
 
 
@@ -42,7 +44,14 @@ def quant_matmul(
     groups: int,
     out: Argument,
 ) -> None:
-    """x [m, k], weight [k, n]; float scales per token and channel, or ue8m0 for 32 elements along k."""
+    """x [m, k], weight [k, n]; float scales per token and channel, or ue8m0 for 32 elements along k, or int4."""
+    if weight.type == INT32:
+        _int4_checked(x, scale, x_scale, y_offset, out)
+        if x.shape[1] >= MOST_FEATURES or groups != GROUP or turned or bias is not None:
+            raise ValueError(f"int4 {weight} with groups of {groups} and bias {bias} is not taken")
+        found = int4_product(x.values(), weight.values(), scale.values(), y_offset.values())  # type: ignore[union-attr]
+        out.write((found * x_scale.values().view(-1, 1)).to(out.dtype))  # type: ignore[union-attr]
+        return
     if scale.type not in SCALES or (x_scale is not None and x_scale.type not in (FLOAT, E8M0)):
         raise ValueError(f"scales of aclDataType {scale.type} are not taken")
     rows, columns = x.values().float(), weight.values().float()
@@ -55,6 +64,13 @@ def quant_matmul(
         result = result if x_scale is None else result * x_scale.values().float().unsqueeze(-1)
     result = result if bias is None else result + bias.values().float()
     out.write(result)
+
+
+def _int4_checked(x: Argument, scale: Argument, tokens: Argument | None, bias: Argument | None, out: Argument) -> None:
+    given = [each and each.type for each in (x, scale, tokens, bias, out)]
+    wanted = ((INT8,), (INT64, UINT64), (FLOAT,), (FLOAT,), (HALF, BF16))
+    if any(kind not in kinds for kind, kinds in zip(given, wanted, strict=True)):
+        raise ValueError(f"int4 products take and make aclDataTypes of {wanted}, not {given}")
 
 
 @kernel("TTTTTTTiT", "aclnnWeightQuantBatchMatmulV2")
@@ -118,6 +134,34 @@ def _grouped(
         begin = end
 
 
+def _grouped_int4(
+    x: list[Argument],
+    weight: list[Argument],
+    bias: list[Argument] | None,
+    scale: list[Argument] | None,
+    per_token: list[Argument] | None,
+    groups: Argument | None,
+    split: int,
+    kind: int,
+    out: list[Argument],
+) -> None:
+    """Rows of experts times int4; the operator takes its groups for counts whatever is said."""
+    if len(x) != 1 or len(weight) != 1 or split not in (2, 3) or kind != 0 or groups is None or not (bias and scale):
+        raise ValueError("int4 takes groups of rows of one tensor, scales and 8 times the weights' sums as bias")
+    _int4_checked(x[0], scale[0], (per_token or [None])[0], bias[0], out[0])  # type: ignore[list-item]
+    if x[0].shape[1] > MOST_GROUPED_FEATURES:
+        raise ValueError(f"{x[0].shape[1]} features are more than {MOST_GROUPED_FEATURES}")
+    ends = groups.values().cumsum(0)
+    if int(ends[-1]) > x[0].shape[0]:
+        raise ValueError(f"the groups have {int(ends[-1])} rows, x has {x[0].shape[0]}")
+    rows, result, begin = x[0].values(), out[0].memory, 0
+    for expert, end in enumerate(ends.tolist()):
+        at = slice(begin, end)
+        sides = (each[0].values()[expert] for each in (weight, scale, bias))
+        result[at] = (int4_product(rows[at], *sides) * per_token[0].values()[at, None]).to(result.dtype)  # type: ignore[index]
+        begin = end
+
+
 @kernel("LLLLLLLLTLLLiiiiALLL", "aclnnGroupedMatmulV5")
 def grouped_matmul_v5(*given: object) -> None:
     _from(given, out=17)
@@ -132,6 +176,10 @@ def _from(given: tuple[object, ...], out: int) -> None:
     """x, weight, bias, scale, offset, antiquant scale and offset, per token scale, groups, three of activations."""
     x, weight, bias, scale, offset, antiquant, antiquant_offset, per_token, groups = given[:9]
     split, kind, counted, activation = given[12:16]
-    if bias or offset or antiquant_offset or activation or any(given[9:12]):
+    int4 = weight[0].type == INT32  # type: ignore[index]
+    if (bias and not int4) or offset or antiquant_offset or activation or any(given[9:12]):
         raise NotImplementedError("bias, offsets and activations are not emulated")
+    if int4:
+        _grouped_int4(x, weight, bias, scale, per_token, groups, split, kind, given[out])  # type: ignore[arg-type]
+        return
     _grouped(x, weight, scale, antiquant, per_token, groups, split, kind, counted, given[out])  # type: ignore[arg-type]
