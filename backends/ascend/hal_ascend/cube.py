@@ -25,7 +25,13 @@ DROPPED = 13  # low bits of a float32 scale that the unit does not read
 
 @dataclass(frozen=True)
 class Int4:
-    """Codes int32 [.., features, outputs / 8], scales int64 [.., features / 256, outputs], bias float32 [.., outputs]"""
+    """A weight as the operators take it.
+
+    Attributes:
+        codes: int32 [.., features, outputs / 8].
+        scales: int64 [.., features / 256, outputs].
+        bias: float32 [.., outputs], 8 times the weights' sums.
+    """
 
     codes: Tensor
     scales: Tensor

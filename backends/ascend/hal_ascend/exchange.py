@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hal.derived import derived
 from hal.dispatched import Dispatched
-from hal.formats import quantize
 from hal_ascend import experts as products
-from hal_ascend import matmul, routing
+from hal_ascend import routing
+from hal_ascend.quantization import quantize_int8, quantize_mx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +43,11 @@ def ffn(
     activation: str,
 ) -> Tensor:
     """`moe.ffn`: x[tokens, hidden] bfloat16 -> y[tokens, hidden]; weights are those of this process's experts."""
-    compute = products.experts_int8 if activation == "int8_token" else products.experts_mx
+    int8 = activation == "int8_token"
+    compute = products.experts_int8 if int8 else products.experts_mx
     if group is None or group.size == 1:
-        sent = routing.dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
+        dispatch = routing.dispatch if int8 else routing.dispatch_mx
+        sent = dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
         rows = compute(sent, w13, w2, clamp=clamp, activation=activation)
         return routing.combine(rows, sent, residual)
 
@@ -132,10 +134,9 @@ def _dispatched(
     ids, factors = carried[:, :top_k], carried[:, top_k:].view(torch.float32)
     weights = factors.where(ids == expert.unsqueeze(1), 0.0).sum(1)
     if activation == "int8_token":
-        codes, scales = matmul.quantize(rows.contiguous(), activation=activation)
+        codes, scales = quantize_int8(rows.contiguous(), activation=activation)
     else:
-        quantized = quantize(rows, activation)
-        codes, scales = quantized.codes, quantized.scales
+        codes, scales = quantize_mx(rows.contiguous(), activation=activation)
     index = torch.full_like(expert_ids, -1, dtype=torch.int64)  # the way back is the operator's
     return Dispatched(codes, scales, activation, weights, counts, index, tokens, top_k, rows.dtype)
 

@@ -10,10 +10,10 @@ from hal_plain import experts as plain
 from hal_plain.experts import activated
 from torch import Tensor
 
-from hal import formats
 from hal.derived import derived
 from hal_ascend.cube import int4
-from hal_ascend.matmul import BLOCKS, row_scales, weight_scales
+from hal_ascend.matmul import row_scales, weight_scales
+from hal_ascend.quantization import BLOCKS, quantize_mx
 
 if TYPE_CHECKING:
     from hal.dispatched import Dispatched
@@ -74,8 +74,8 @@ def experts_mx(dispatched: Dispatched, w13: PackedWeight, w2: PackedWeight, *, c
         return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
     assert dispatched.scales is not None
     gate_up = _mx(dispatched.rows, dispatched.scales, w13, dispatched, activation, torch.float32)
-    inner = formats.quantize(activated(gate_up, dispatched.weights, clamp, dispatched.dtype), activation)
-    return _mx(inner.codes, inner.scales, w2, dispatched, activation, dispatched.dtype)
+    inner = activated(gate_up, dispatched.weights, clamp, dispatched.dtype)
+    return _mx(*quantize_mx(inner, activation=activation), w2, dispatched, activation, dispatched.dtype)
 
 
 def _mx(

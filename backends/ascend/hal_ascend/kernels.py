@@ -66,7 +66,16 @@ def _vendor(target: Target) -> list[Kernel]:
         "routing:dispatch",
         "npu_moe_init_routing_v2",
         halves,
-        attribute("activation").one_of("none", "int8_token", *E4M3),
+        attribute("activation").one_of("none", "int8_token", *(() if "fp8_mma" in target.features else E4M3)),
+    )
+    kernel(
+        "dispatch.mx",
+        "moe.dispatch",
+        "routing:dispatch_mx",
+        "npu_moe_init_routing_v2 npu_dynamic_mx_quant",
+        halves,
+        mx,
+        only="mx_scaled_mma",
     )
     kernel(
         "combine",
@@ -87,7 +96,7 @@ def _vendor(target: Target) -> list[Kernel]:
         "experts.mx",
         "moe.experts",
         "experts:experts_mx",
-        grouped,
+        f"{grouped} npu_dynamic_mx_quant",
         mx,
         *of("mxfp8", "mxfp4"),
         only="mx_scaled_mma",
@@ -108,13 +117,22 @@ def _vendor(target: Target) -> list[Kernel]:
         "ffn.mx",
         "moe.ffn",
         "exchange:ffn",
-        exchange,
+        f"{exchange} npu_dynamic_mx_quant",
         *width,
         mx,
         *of("mxfp8", "mxfp4"),
         only="mx_scaled_mma",
     )
-    kernel("quantize", "quant.quantize", "matmul:quantize", "npu_dynamic_quant", halves, int8)
+    kernel("quantize.int8", "quant.quantize", "quantization:quantize_int8", "npu_dynamic_quant", halves, int8)
+    kernel(
+        "quantize.mx",
+        "quant.quantize",
+        "quantization:quantize_mx",
+        "npu_dynamic_mx_quant",
+        halves,
+        mx,
+        only="mx_scaled_mma",
+    )
     kernel(
         "matmul.int8",
         "quant.matmul",
@@ -128,7 +146,7 @@ def _vendor(target: Target) -> list[Kernel]:
         "matmul.mx",
         "quant.matmul",
         "matmul:matmul_mx",
-        "npu_quant_matmul",
+        "npu_quant_matmul npu_dynamic_mx_quant",
         halves,
         mx,
         layout("weight").one_of(*MX_WEIGHTS),

@@ -12,21 +12,12 @@ from torch.nn import functional as F
 from hal import formats
 from hal.derived import derived
 from hal_ascend.cube import GROUP, int4
+from hal_ascend.quantization import BLOCKS, quantize_mx
 
 if TYPE_CHECKING:
     from hal.formats import PackedWeight
 
 MX = 32  # elements that share a scale in the matrix unit
-BLOCKS = {"e4m3_128": 128, "e4m3_64": 64, "e4m3_32": 32}
-LEAST = 1e-10  # int8 scale of a row of zeros
-
-
-def quantize(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
-    """`quant.quantize` by "int8_token": x[tokens, features] -> int8 codes, float32 scales[tokens, 1]."""
-    if not x.numel():
-        return x.to(torch.int8), x.new_full((len(x), 1), LEAST, dtype=torch.float32)
-    codes, scales = torch_npu.npu_dynamic_quant(x)
-    return codes, scales.where(scales.isfinite(), torch.nan).clamp_min(LEAST).unsqueeze(1)
 
 
 def matmul_int8(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
@@ -60,12 +51,12 @@ def matmul_mx(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     """`quant.matmul` of `mxfp8` and `fp8_block128`: blocks of 128 are four of 32 with one scale, so nothing is lost."""
     if not x.numel():
         return x.new_zeros(len(x), weight.shape[0])
-    quantized = formats.quantize(x, activation)
+    codes, scales = quantize_mx(x, activation=activation)
     return torch_npu.npu_quant_matmul(
-        quantized.codes,
+        codes,
         weight.codes.t(),
         derived(weight, ("ascend", "mx scales"), lambda: weight_scales(weight)).transpose(0, 1),
-        pertoken_scale=row_scales(quantized.scales, x.shape[1], BLOCKS[activation]),
+        pertoken_scale=row_scales(scales, x.shape[1], BLOCKS[activation]),
         output_dtype=x.dtype,
         scale_dtype=torch_npu.float8_e8m0fnu,
         pertoken_scale_dtype=torch_npu.float8_e8m0fnu,

@@ -13,6 +13,7 @@ from hal.target import Target
 __all__ = ["installed", "offers"]
 
 CANN = {
+    "npu_dynamic_mx_quant": ("aclnnDynamicMxQuantV3",),
     "npu_dynamic_quant": ("aclnnDynamicQuantV2",),
     "npu_grouped_matmul": ("aclnnGroupedMatmulV4", "aclnnGroupedMatmulV5"),
     "npu_moe_distribute_combine_v2": ("aclnnMoeDistributeCombineV3", "aclnnMoeDistributeCombineV4"),

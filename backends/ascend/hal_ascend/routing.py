@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +12,7 @@ from hal_plain import experts as plain
 from torch import Tensor
 
 from hal.formats import quantize
+from hal_ascend.quantization import quantize_mx
 
 if TYPE_CHECKING:
     from hal.dispatched import Dispatched
@@ -49,8 +52,20 @@ def route(
     return weights, expert_ids
 
 
+def _in_plain_torch(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
+    made = quantize(x, activation)
+    return made.codes, made.scales
+
+
 def dispatch(
-    x: Tensor, expert_ids: Tensor, weights: Tensor, group: Group | None, *, experts: int, activation: str
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    group: Group | None,
+    *,
+    experts: int,
+    activation: str,
+    quantizer: Callable[..., tuple[Tensor, Tensor]] = _in_plain_torch,
 ) -> Dispatched:
     """`moe.dispatch`: x[tokens, hidden] -> rows sorted by expert, quantised, on the process that has the expert.
 
@@ -75,12 +90,15 @@ def dispatch(
     )
     scales = factors.unsqueeze(1) if int8 else None
     if not int8 and activation != "none":
-        quantized = quantize(rows, activation)
-        rows, scales = quantized.codes, quantized.scales
+        rows, scales = quantizer(rows, activation=activation)
     index = place.long().view(tokens, top_k)
     sorted_weights = weights.new_zeros(slots + 1)
     sorted_weights[index.where(index >= 0, slots).flatten()] = weights.flatten()
     return plain.exchanged(rows, scales, activation, sorted_weights[:slots], counts, index, x.dtype, group)
+
+
+dispatch_mx = partial(dispatch, quantizer=quantize_mx)
+"""`moe.dispatch` on the 950, which has an operator for blocks of e4m3."""
 
 
 def combine(rows: Tensor, dispatched: Dispatched, residual: Tensor | None) -> Tensor:

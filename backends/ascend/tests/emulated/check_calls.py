@@ -12,6 +12,7 @@ import torch_npu
 from hal_ascend import cube, matmul
 from hal_ascend import experts as vendor
 from hal_ascend.kernels import kernels
+from hal_ascend.quantization import BLOCKS, quantize_mx
 from hal_emulators.cann.calls import accepting
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
@@ -92,6 +93,11 @@ def int4_grouped(**words: Any) -> Any:
 
 def scales(*rows: int) -> torch.Tensor:
     return torch.full((*rows, H // 64, 2), 127, dtype=torch.uint8, device="npu").view(torch.float8_e8m0fnu)
+
+
+def mx_quant(**words: Any) -> Any:
+    given = {"dst_type": torch.float8_e4m3fn, "block_size": 128, "scale_alg": 1, "max_low_bound": 1e-4} | words
+    return torch_npu.npu_dynamic_mx_quant(ones(T, H, dtype=torch.bfloat16), **given)
 
 
 def mx_matmul(**words: Any) -> Any:
@@ -179,6 +185,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 if MX:
     CALLS |= {
+        "npu_dynamic_mx_quant": mx_quant,
         "npu_quant_matmul of e4m3": mx_matmul,
         "npu_weight_quant_batchmatmul of hif8": hif8_matmul,
         "npu_grouped_matmul of e4m3": lambda: mx_grouped(fp4=False),
@@ -250,6 +257,8 @@ WRONG |= {
 }
 WRONG["pages of another layout"] = lambda: attend(ones(4, 16, 1, 576, dtype=torch.float32))
 if MX:
+    WRONG["blocks of 48"] = lambda: mx_quant(block_size=48)
+    WRONG["a floor for scales that are rounded down"] = lambda: mx_quant(scale_alg=0)
     WRONG["ue8m0 scales with groups of 64"] = lambda: mx_matmul(group_sizes=[1, 1, 64])
     WRONG["float32 scales where ue8m0 is said"] = lambda: mx_matmul(scale=ones(H // 64, N, 2))
     WRONG["ue8m0 scales of another transposition"] = lambda: mx_matmul(scale=scales(N))
@@ -284,6 +293,19 @@ def inside(weight: PackedWeight) -> PackedWeight:
     """The weight on the chip, its codes inside larger storage."""
     moved = weight.to("npu")
     return replace(moved, codes=torch.cat([torch.zeros_like(moved.codes[:1]), moved.codes])[1:])
+
+
+@pytest.mark.skipif(not MX, reason="this chip has no e4m3")
+@pytest.mark.parametrize("activation", BLOCKS)
+def test_blocks_of_zeros_and_infinities(activation: str) -> None:
+    """What the operator does otherwise than the contract is put right; a block with a NaN reads back as NaN."""
+    x = torch.randn(6, 200, generator=torch.Generator().manual_seed(4)).bfloat16()
+    x[0], x[1, 3], x[2, 190], x[3], x[4] = 0, torch.inf, torch.nan, 1e-9, 448 * 2.0**-22
+    codes, scales = quantize_mx(x.npu(), activation=activation)
+    wanted = quantize(x, activation)
+    assert torch.equal(scales.cpu().view(torch.uint8), wanted.scales.view(torch.uint8))
+    got = replace(wanted, codes=codes.cpu(), scales=scales.cpu()).dequantize()
+    torch.testing.assert_close(got, wanted.dequantize(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(MX, reason="this chip has no such product")

@@ -8,7 +8,7 @@ from torch import Tensor
 from hal_emulators.cann.abi import E2M1, FP4_E2M1, Argument
 from hal_emulators.cann.calls import kernel
 
-INT8, E4M3, E5M2 = 2, 36, 35
+FLOAT, INT8, E4M3, E5M2 = 0, 2, 36, 35
 LARGEST = {E4M3: 448.0, E5M2: 57344.0, FP4_E2M1: 6.0}
 EXPONENT = {E4M3: 8, E5M2: 15, FP4_E2M1: 2}
 
@@ -21,18 +21,19 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
-def mx_scales(blocks: Tensor, dtype: int, algorithm: int) -> Tensor:
-    """Exponents of blocks' scales: 0 takes floor(log2 max) less the element's largest exponent (OCP MX), 1 rounds
-    max / largest up to a power of two."""
+def mx_scales(blocks: Tensor, dtype: int, algorithm: int, lowest: float = 0.0) -> Tensor:
+    """ue8m0 of blocks' scales: 0 takes floor(log2 max) less the element's largest exponent (OCP MX), 1 rounds
+    max(max, lowest) / largest up to a power of two. Zeros have the exponent 0 all the same, NaN and infinities 255."""
     largest = blocks.abs().amax(-1).float()
-    if algorithm == 0:
+    if algorithm == 0 and not lowest:
         exponent = torch.frexp(largest).exponent - 1 - EXPONENT[dtype]
-    elif algorithm == 1:
-        mantissa, exponent = torch.frexp(largest / LARGEST[dtype])
+    elif algorithm == 1 and dtype in (E4M3, E5M2) and lowest >= 0:
+        mantissa, exponent = torch.frexp(largest.clamp_min(lowest) * (1 / LARGEST[dtype]))
         exponent = exponent - (mantissa == 0.5).int()
     else:
-        raise ValueError(f"scale algorithm {algorithm}")
-    return exponent.where(largest > 0, -127).clamp(-127, 127)
+        raise ValueError(f"scale algorithm {algorithm} with a lower bound of {lowest} for aclDataType {dtype}")
+    found = exponent.where(largest > 0, -127).clamp(-127, 127) + 127
+    return found.where(largest.isfinite(), 255)
 
 
 @kernel("TTTiTTT", "aclnnDynamicQuantV2")
@@ -52,7 +53,7 @@ def dynamic_quant(
     scale.write(scales)
 
 
-@kernel("TisiiiffTT", "aclnnDynamicMxQuantV3")
+@kernel("TisiiiddTT", "aclnnDynamicMxQuantV3")
 def dynamic_mx_quant(
     x: Argument,
     axis: int,
@@ -65,18 +66,21 @@ def dynamic_mx_quant(
     out: Argument,
     scale: Argument,
 ) -> None:
-    if axis not in (-1, len(x.shape) - 1) or rounding != "rint" or largest or lowest:
+    if axis not in (-1, len(x.shape) - 1) or rounding != "rint" or largest:
         raise NotImplementedError("only the last axis, rounded to nearest even, is emulated")
     values = x.values().float()
     width = -(-values.shape[-1] // block)
     padded = torch.nn.functional.pad(values, (0, width * block - values.shape[-1])).unflatten(-1, (width, block))
-    exponent = mx_scales(padded, dtype, algorithm)
-    codes = torch.ldexp(padded, -exponent.unsqueeze(-1)).flatten(-2)[..., : values.shape[-1]]
+    if block % 32 or not 0 < block <= 1024 or (x.type == FLOAT and block != 32):
+        raise ValueError(f"blocks of {block} for aclDataType {x.type}")
+    exponent = mx_scales(padded, dtype, algorithm, lowest)
+    codes = torch.ldexp(padded, 127 - exponent.unsqueeze(-1)).where(exponent.unsqueeze(-1) < 255, torch.nan)
+    codes = codes.flatten(-2)[..., : values.shape[-1]]
     if dtype == FP4_E2M1:
         out.memory.copy_(_packed(codes).flatten())
     else:
         out.write(codes.clamp(-LARGEST[dtype], LARGEST[dtype]))
-    bytes_ = torch.nn.functional.pad((exponent + 127).to(torch.uint8), (0, width % 2))
+    bytes_ = torch.nn.functional.pad(exponent.to(torch.uint8), (0, width % 2))
     scale.memory.view(torch.uint8).copy_(bytes_.unflatten(-1, (-1, 2)))
 
 
