@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch_npu
 from torch import Tensor
 
 from hal.derived import derived
@@ -17,8 +18,9 @@ from hal.derived import derived
 if TYPE_CHECKING:
     from hal.formats import PackedWeight
 
-__all__ = ["GROUP", "Int4", "cube_scales", "int4"]
+__all__ = ["GROUP", "Int4", "cube_scales", "fractions", "int4"]
 
+NZ = 29
 GROUP = 256  # features that share a scale
 DROPPED = 13  # low bits of a float32 scale that the unit does not read
 
@@ -50,6 +52,16 @@ def _int4(weight: PackedWeight) -> Int4:
     stack = [read[expert] for expert in range(read.shape[0])] if len(read.shape) == 3 else [read]
     bias = 8 * torch.stack([each.dequantize().sum(-1) for each in stack]).view(weight.shape[:-1])
     return Int4(weight.codes.contiguous().view(torch.int32), scales.transpose(-1, -2).contiguous(), bias)
+
+
+def fractions(codes: Tensor) -> Tensor:
+    """int8 [experts, outputs, features] -> [experts, features, outputs] in FRACTAL_NZ, whatever torch_npu may make."""
+    before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT") == b"enable"
+    torch.npu.config.allow_internal_format = True
+    try:
+        return torch_npu.npu_format_cast(codes.transpose(1, 2).contiguous(), NZ)
+    finally:
+        torch.npu.config.allow_internal_format = before
 
 
 def cube_scales(scales: Tensor) -> Tensor:

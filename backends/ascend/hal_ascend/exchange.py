@@ -43,21 +43,41 @@ def ffn(
     activation: str,
 ) -> Tensor:
     """`moe.ffn`: x[tokens, hidden] bfloat16 -> y[tokens, hidden]; weights are those of this process's experts."""
-    int8 = activation == "int8_token"
-    compute = products.experts_int8 if int8 else products.experts_mx
     if group is None or group.size == 1:
-        dispatch = routing.dispatch if int8 else routing.dispatch_mx
-        sent = dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
-        rows = compute(sent, w13, w2, clamp=clamp, activation=activation)
-        return routing.combine(rows, sent, residual)
+        words = {"experts": experts, "clamp": clamp, "activation": activation}
+        return parts(x, expert_ids, weights, w13, w2, residual, group, **words)
 
     def through(sent: Dispatched) -> Tensor:
-        return compute(sent, w13, w2, clamp=clamp, activation=activation)
+        return _products(activation)(sent, w13, w2, clamp=clamp, activation=activation)
 
     def wave(x: Tensor, expert_ids: Tensor, weights: Tensor, residual: Tensor) -> Tensor:
         return _wave(x, expert_ids, weights, residual, group, experts, activation, through)
 
     return in_waves(wave, x, expert_ids, weights, residual, group)
+
+
+def parts(
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w13: PackedWeight,
+    w2: PackedWeight,
+    residual: Tensor | None,
+    group: Group | None,
+    *,
+    experts: int,
+    clamp: float,
+    activation: str,
+) -> Tensor:
+    """`moe.ffn` by its three parts; between processes rows travel by `all_to_all`."""
+    dispatch = routing.dispatch if activation == "int8_token" else routing.dispatch_mx
+    sent = dispatch(x, expert_ids, weights, group, experts=experts, activation=activation)
+    rows = _products(activation)(sent, w13, w2, clamp=clamp, activation=activation)
+    return routing.combine(rows, sent, residual)
+
+
+def _products(activation: str) -> Callable[..., Tensor]:
+    return products.experts_int8 if activation == "int8_token" else products.experts_mx
 
 
 def in_waves(

@@ -8,18 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch_npu
 from torch import Tensor
 
 from hal.derived import derived
 from hal_ascend import exchange
-from hal_ascend.cube import cube_scales
+from hal_ascend.cube import cube_scales, fractions
 
 if TYPE_CHECKING:
     from hal.distributed import Group
     from hal.formats import PackedWeight
-
-NZ = 29
 
 
 def ffn(
@@ -65,16 +62,6 @@ def ffn(
         return y + residual
 
     return exchange.in_waves(wave, x, expert_ids, weights, residual, group)
-
-
-def fractions(codes: Tensor) -> Tensor:
-    """int8 [experts, outputs, features] -> [experts, features, outputs] in FRACTAL_NZ, whatever torch_npu may make."""
-    before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT") == b"enable"
-    torch.npu.config.allow_internal_format = True
-    try:
-        return torch_npu.npu_format_cast(codes.transpose(1, 2).contiguous(), NZ)
-    finally:
-        torch.npu.config.allow_internal_format = before
 
 
 def _scales(weight: PackedWeight) -> Tensor:

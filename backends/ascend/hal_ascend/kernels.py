@@ -226,27 +226,41 @@ def _int4(target: Target) -> list[Kernel]:
 
 def _less_precise(target: Target) -> list[Kernel]:
     """Behind all others, so that only who names one with HAL_OPS gets it."""
-    if "token_exchange" not in target.features or "fp8_mma" in target.features:
+    if "fp8_mma" in target.features:
         return []
+    int8 = (
+        dtype("x").one_of("bfloat16"),
+        attribute("activation").one_of("int8_token"),
+        layout("w13").one_of("w8a8_int8"),
+        layout("w2").one_of("w8a8_int8"),
+    )
+    late = "rows are weighted on their way back"
+    first, others = "grouped_matmul_swiglu_quant_v2", ("npu_moe_token_permute", "npu_moe_token_unpermute")
+    within = Kernel(
+        "ascend.ffn.late",
+        "moe.ffn",
+        "hal_ascend.late:ffn",
+        (
+            *offers(target, first),
+            *offers(target, *others, "npu_grouped_matmul", "npu_dynamic_quant"),
+            *int8,
+            dim("hidden").multiple_of(16),
+            dim("inter").multiple_of(16),
+            dim("inter").between(16, 5120),
+        ),
+        precision=(("routed", "bfloat16"),),
+        notes=f"Calls {', '.join((first, *others))}: {late}.",
+    )
     operator = "dispatch_ffn_combine"
-    return [
-        Kernel(
-            "ascend.ffn.fused",
-            "moe.ffn",
-            "hal_ascend.fused:ffn",
-            (
-                *offers(target, operator),
-                dtype("x").one_of("bfloat16"),
-                attribute("activation").one_of("int8_token"),
-                layout("w13").one_of("w8a8_int8"),
-                layout("w2").one_of("w8a8_int8"),
-                dim("hidden").multiple_of(128),
-                dim("inter").multiple_of(128),
-            ),
-            precision=(("hidden", "float16"), ("routed", "bfloat16")),
-            notes=f"Calls {operator}: gate and up are rounded to float16, rows are weighted on their way back.",
-        )
-    ]
+    between = Kernel(
+        "ascend.ffn.fused",
+        "moe.ffn",
+        "hal_ascend.fused:ffn",
+        (*offers(target, operator), *int8, dim("hidden").multiple_of(128), dim("inter").multiple_of(128)),
+        precision=(("hidden", "float16"), ("routed", "bfloat16")),
+        notes=f"Calls {operator}: gate and up are rounded to float16, {late}.",
+    )
+    return [between, within] if "token_exchange" in target.features else [within]
 
 
 def _attention(kernel: Callable[..., None], target: Target) -> None:

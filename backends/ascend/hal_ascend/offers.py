@@ -21,6 +21,8 @@ CANN = {
     "npu_moe_finalize_routing": ("aclnnMoeFinalizeRoutingV2", "aclnnMoeFinalizeRoutingV4"),
     "npu_moe_gating_top_k": ("aclnnMoeGatingTopK",),
     "npu_moe_init_routing_v2": ("aclnnMoeInitRoutingV3",),
+    "npu_moe_token_permute": ("aclnnMoeTokenPermute",),
+    "npu_moe_token_unpermute": ("aclnnMoeTokenUnpermute",),
     "npu_quant_matmul": ("aclnnQuantMatmulV4", "aclnnQuantMatmulV5"),
     "npu_weight_quant_batchmatmul": ("aclnnWeightQuantBatchMatmulV2",),
 }

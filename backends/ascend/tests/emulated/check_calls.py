@@ -13,14 +13,16 @@ from hal_ascend import cube, matmul
 from hal_ascend import experts as vendor
 from hal_ascend.kernels import kernels
 from hal_ascend.quantization import BLOCKS, quantize_mx
-from hal_emulators.cann.calls import accepting
+from hal_emulators.cann.calls import accepting, log
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 import hal
+from hal.conformance.samples.experts import ffn_sample
 from hal.conformance.samples.matmul import matmul_sample
 from hal.dispatched import Dispatched
 from hal.formats import PackedWeight, prepare, quantize
+from hal.kernel import Kernel
 from hal.models.deepseek_v4 import DeepseekV4, Tokenizer
 from hal.models.deepseek_v4.generate import generate
 from hal.numerics import Precision
@@ -89,6 +91,18 @@ def int4_matmul(**words: Any) -> Any:
 def int4_grouped(**words: Any) -> Any:
     given = {"bias": [ones(E, N)], "scale": [ones(E, 1, N, dtype=torch.int64)], "output_dtype": torch.float16}
     return int8_grouped(**{"weight": ones(E, H, N // 8, dtype=torch.int32), **given, **words})
+
+
+def swiglu(**words: Any) -> Any:
+    given = {"weight": [cube.fractions(ones(E, 2 * N, H, dtype=torch.int8))], "weight_scale": [ones(E, 2 * N)]}
+    given |= {"x_scale": ones(E), "group_list": ones(E, dtype=torch.int64), "group_list_type": 1, "swiglu_limit": 2.0}
+    return torch.ops._C_ascend.grouped_matmul_swiglu_quant_v2(ones(E, H, dtype=torch.int8), **given | words)
+
+
+def unpermute(**words: Any) -> Any:
+    place = torch.arange(T * K, dtype=torch.int32, device="npu")
+    given = {"sorted_indices": place, "probs": ones(T, K)} | words
+    return torch_npu.npu_moe_token_unpermute(ones(T * K, H, dtype=torch.bfloat16), **given)
 
 
 def scales(*rows: int) -> torch.Tensor:
@@ -179,6 +193,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "npu_moe_init_routing_v2 to int8": lambda: init_routing(quant_mode=1),
     "npu_moe_finalize_routing": finalize,
     "npu_dynamic_quant": lambda: torch_npu.npu_dynamic_quant(ones(T, H, dtype=torch.bfloat16)),
+    "npu_moe_token_permute": lambda: torch_npu.npu_moe_token_permute(ones(T, H), ones(T, K, dtype=torch.int32)),
+    "npu_moe_token_unpermute": unpermute,
     "npu_quant_matmul of int8": int8_matmul,
     "npu_grouped_matmul of int8": int8_grouped,
     "npu_grouped_matmul to int32": lambda: int8_grouped(scale=None, per_token_scale=None, output_dtype=torch.int32),
@@ -255,6 +271,17 @@ WRONG |= {
     "a mix without its batch": lambda: hc_post(comb=ones(T, 4, 4)),
     "a mix of another type": lambda: hc_post(comb=ones(1, T, 4, 4, dtype=torch.bfloat16)),
 }
+WRONG |= {
+    "an id below zero": lambda: torch_npu.npu_moe_token_permute(ones(T, H), torch.full((T, K), -1).int().npu()),
+    "a way back twice": lambda: unpermute(sorted_indices=ones(T * K, dtype=torch.int32)),
+    "gated weights in rows": lambda: swiglu(weight=[ones(E, H, 2 * N, dtype=torch.int8)]),
+    "gated weights' scales of integers": lambda: swiglu(weight_scale=[ones(E, 2 * N, dtype=torch.int32)]),
+    "gated weights' scales in columns": lambda: swiglu(weight_scale=[ones(E, 2 * N, 1)]),
+    "gated rows' scales in columns": lambda: swiglu(x_scale=ones(E, 1)),
+    "gated groups of another type": lambda: swiglu(group_list=ones(E, dtype=torch.int32)),
+    "gated groups of keys": lambda: swiglu(group_list_type=2),
+    "a limit below zero": lambda: swiglu(swiglu_limit=-1.0),
+}
 WRONG["pages of another layout"] = lambda: attend(ones(4, 16, 1, 576, dtype=torch.float32))
 if MX:
     WRONG["blocks of 48"] = lambda: mx_quant(block_size=48)
@@ -317,15 +344,34 @@ def test_int4_weights_and_their_sums(wrong: str, monkeypatch: pytest.MonkeyPatch
     stored = cube.int4(weight.to("npu"))
     rolled = {wrong: getattr(stored, wrong).roll(1, 0)} if wrong else {}
     monkeypatch.setattr(matmul, "int4", lambda weight: replace(stored, **rolled))
-    with hal.use(backend=f"ascend:{CHIP}@emulated"):
-        every = kernels(target_of(Policy.current()))
-    (kernel,) = (each for each in every if each.id == "ascend.matmul.int4")
+    (kernel,) = (each for each in chip_kernels() if each.id == "ascend.matmul.int4")
     y = kernel.load()(x.npu(), weight.to("npu"), activation="int8_token").cpu()
     judged = [
         expect("quant.matmul", (x, weight), dict(sample.attributes), precision).judge(y, (x, weight)).passed
         for precision in (Precision.of(kernel), None)
     ]
     assert judged == [not wrong, False]
+
+
+@pytest.mark.skipif(MX, reason="this chip multiplies the published formats as they are")
+def test_weights_on_the_way_back_are_declared() -> None:
+    """Routing weights behind the second product: outside what is promised, inside what the kernel declares."""
+    sample = ffn_sample(33, "w8a8_int8", "int8_token", "holes")
+    (kernel,) = (each for each in chip_kernels() if each.id == "ascend.ffn.late")
+    given = [each.to("npu") if isinstance(each, (torch.Tensor, PackedWeight)) else each for each in sample.arguments()]
+    with log() as called:
+        y = kernel.load()(*given, **sample.attributes).cpu()
+    assert {"aclnnMoeTokenPermute", "aclnnMoeTokenUnpermute"} <= set(called)
+    judged = [
+        expect("moe.ffn", sample.arguments(), dict(sample.attributes), precision).judge(y, sample.arguments()).passed
+        for precision in (Precision.of(kernel), None)
+    ]
+    assert judged == [True, False]
+
+
+def chip_kernels() -> list[Kernel]:
+    with hal.use(backend=f"ascend:{CHIP}@emulated"):
+        return kernels(target_of(Policy.current()))
 
 
 @pytest.mark.parametrize("clamps", [True, False])

@@ -12,7 +12,7 @@ start(CHIP)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch_npu  # noqa: E402
-from hal_ascend import exchange, fused, routing  # noqa: E402
+from hal_ascend import cube, exchange, fused, routing  # noqa: E402
 from hal_ascend.kernels import kernels  # noqa: E402
 from hal_emulators.cann.calls import log  # noqa: E402
 from hal_plain.experts import experts  # noqa: E402
@@ -131,7 +131,7 @@ def refused_experts() -> None:
     """What `dispatch_ffn_combine` cannot serve fails in every process."""
     experts, hidden, inter, slots = 2, 256, 128, 2
     weights = [
-        [fused.fractions(torch.ones(experts, *shape, dtype=torch.int8, device="npu"))]
+        [cube.fractions(torch.ones(experts, *shape, dtype=torch.int8, device="npu"))]
         for shape in ((2 * inter, hidden), (hidden, inter))
     ]
     scales = [[torch.ones(experts, width, device="npu").view(torch.int32).long()] for width in (2 * inter, hidden)]

@@ -20,7 +20,7 @@ __all__ = ["install", "kernel"]
 
 KERNELS: dict[str, Callable[..., Any]] = {}
 ND, NZ = 2, 29
-FRACTAL = {"dispatch_ffn_combine": ("weight1", "weight2")}
+FRACTAL = {"dispatch_ffn_combine": ("weight1", "weight2"), "grouped_matmul_swiglu_quant_v2": ("weight",)}
 """Arguments that an operator reads as FRACTAL_NZ, whatever they are."""
 _LIBRARIES: list[torch.library.Library] = []
 

@@ -1,7 +1,8 @@
-"""Experts of several processes in one operator (csrc/mc2/dispatch_ffn_combine), its int8 form.
+"""vllm-ascend's fused experts in int8: of several processes in one operator (csrc/mc2/dispatch_ffn_combine), and a
+product with the gate behind it.
 
-What it rounds is read from its kernel: rows to int8 when they leave, each product with its channels' scales to float16,
-the gate straight to int8, rows to x's dtype when they come back, and there their weighted sum once more.
+What the first rounds is read from its kernel: rows to int8 when they leave, each product with its channels' scales to
+float16, the gate straight to int8, rows to x's dtype when they come back, and there their weighted sum once more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hal_emulators.cann.custom import kernel
 from hal_emulators.cann.kernels.quantization import int8_rows
 
 MOST_PROCESSES = 32  # vllm-ascend uses it for no more
+MOST_FEATURES, MOST_OUTPUTS = 65536, 10240  # of grouped_matmul_swiglu_quant_v2
 WINDOW = 200 << 20  # bytes of HCCL_BUFFSIZE, as it is where nobody sets it
 
 
@@ -87,3 +89,52 @@ def dispatch_ffn_combine(
     y = (came * probs[:, :, None]).sum(1)
     out.copy_(y if x_active_mask is None else y.where(x_active_mask[:, None], torch.nan))
     return out, expert_token_nums
+
+
+@kernel
+def grouped_matmul_swiglu_quant_v2(
+    x: Tensor,
+    weight: list[Tensor],
+    weight_scale: list[Tensor],
+    x_scale: Tensor,
+    group_list: Tensor,
+    smooth_scale: Tensor | None,
+    weight_assist_matrix: list[Tensor] | None,
+    bias: Tensor | None,
+    dequant_mode: int,
+    dequant_dtype: int,
+    quant_mode: int,
+    quant_dtype: int,
+    transpose_weight: bool,
+    group_list_type: int,
+    tuning_config: list[int],
+    swiglu_limit: float,
+) -> tuple[Tensor, Tensor]:
+    """Its int8 form (csrc/gmm/grouped_matmul_swiglu_quant_v2): x [m, k] times experts' weights [experts, k, n], the
+    gate and int8 per row, all in float32 -> codes [m, n / 2] and scales [m]. Rows behind the groups stay undefined."""
+    unserved = (smooth_scale, weight_assist_matrix, bias, dequant_mode, quant_mode, transpose_weight)
+    if any(each for each in unserved) or len(weight) != 1 or weight[0].dtype != torch.int8 or swiglu_limit < 0:
+        raise RuntimeError("int8 weights of all experts in one tensor, without smoothing and bias, are emulated")
+    (w,), (factors,) = weight, weight_scale
+    experts, features, outputs = w.shape
+    if factors.dtype not in (torch.float32, torch.float16, torch.bfloat16) or factors.shape != (experts, outputs):
+        raise RuntimeError(
+            f"weight_scale is {factors.dtype} {list(factors.shape)}, wanted floats [{experts}, {outputs}]"
+        )
+    if x.dtype != torch.int8 or x.shape[1] != features or x_scale.dtype != torch.float32 or x_scale.dim() != 1:
+        raise RuntimeError(f"x is {x.dtype} {list(x.shape)} with {x_scale.dtype} {list(x_scale.shape)}")
+    if features % 16 or features >= MOST_FEATURES or outputs % 32 or outputs > MOST_OUTPUTS:
+        raise RuntimeError(f"weights of {features} by {outputs}")
+    if group_list.dtype != torch.int64 or len(group_list) > experts or group_list_type not in (0, 1):
+        raise RuntimeError(f"{len(group_list)} groups of {group_list.dtype} and type {group_list_type}")
+    codes, scales = x.new_full((len(x), outputs // 2), 127), x_scale.new_full((len(x),), torch.nan)
+    ends, begin = group_list.cumsum(0) if group_list_type else group_list, 0
+    for expert, end in enumerate(ends.tolist()):
+        at = slice(begin, end)
+        sums = (x[at].double() @ w[expert].double()).float()
+        gate, up = (sums * factors[expert].float() * x_scale[at, None]).chunk(2, -1)
+        if swiglu_limit > 0:
+            gate, up = gate.clamp(max=swiglu_limit), up.clamp(-swiglu_limit, swiglu_limit)
+        codes[at], scales[at] = int8_rows(F.silu(gate) * up)
+        begin = end
+    return codes, scales

@@ -1,4 +1,5 @@
-"""The mixture of experts' routing: aclnnMoeGatingTopK, MoeInitRoutingV3, MoeFinalizeRoutingV4, MoeTokenPermute."""
+"""The mixture of experts' routing: aclnnMoeGatingTopK, MoeInitRoutingV3, MoeFinalizeRoutingV4, MoeTokenPermute and
+MoeTokenUnpermute."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from hal_emulators.cann.kernels.quantization import int8_rows
 
 SOFTMAX, SIGMOID, SQRT_SOFTPLUS = 0, 1, 2
 NOT_QUANTISED, DYNAMIC_INT8 = -1, 1
+MOST_IDS = 16777215
 
 
 def _scores(x: Tensor, norm: int) -> Tensor:
@@ -159,3 +161,30 @@ def finalize_routing(
     for skip in (skip1, skip2):
         total = total if skip is None else total + skip.values().float()
     out.write(total)
+
+
+@kernel("TTibTT", "aclnnMoeTokenPermute")
+def token_permute(tokens: Argument, ids: Argument, most: int, padded: bool, rows: Argument, place: Argument) -> None:
+    """Every token once per id, sorted by id; `place` says where each (token, slot) went."""
+    if padded or most not in (0, len(ids.values().flatten())):
+        raise NotImplementedError("only all rows, unpadded, are emulated")
+    flat = ids.values().flatten().long()
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < MOST_IDS:
+        raise ValueError(f"ids lie in 0..{MOST_IDS - 1}")
+    order = flat.argsort(stable=True)
+    rows.write(tokens.values()[order // (len(flat) // max(1, tokens.shape[0]))])
+    place.write(order.argsort())
+
+
+@kernel("TTTbAT", "aclnnMoeTokenUnpermute")
+def token_unpermute(
+    rows: Argument, place: Argument, weights: Argument | None, padded: bool, shape: list[int] | None, out: Argument
+) -> None:
+    """out[t] = sum over k of weights[t, k] * rows[place of (t, k)], in float32; a place may not repeat."""
+    if padded or weights is None:
+        raise NotImplementedError("only weighted, unpadded rows are emulated")
+    where = place.values().long()
+    if not torch.equal(where.sort().values, torch.arange(rows.shape[0])):
+        raise ValueError(f"the way back is an order of all {rows.shape[0]} rows")
+    slots = rows.values().float()[where].view(*weights.shape, rows.shape[1])
+    out.write((slots * weights.values().float().unsqueeze(-1)).sum(1))

@@ -1,0 +1,80 @@
+"""`moe.ffn` within a process, the gate inside the first product and routing weights on the way back.
+
+That is less precise than the contract promises, as the kernel declares. Sources: vllm-ascend,
+csrc/gmm/grouped_matmul_swiglu_quant_v2; aclnnMoeTokenPermute, aclnnMoeTokenUnpermute.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch_npu
+from torch import Tensor
+
+from hal.derived import derived
+from hal_ascend import exchange
+from hal_ascend.cube import fractions
+from hal_ascend.experts import BY_ROWS, COUNTS, ONE_TENSOR
+
+if TYPE_CHECKING:
+    from hal.distributed import Group
+    from hal.formats import PackedWeight
+
+
+def ffn(
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w13: PackedWeight,
+    w2: PackedWeight,
+    residual: Tensor | None,
+    group: Group | None,
+    *,
+    experts: int,
+    clamp: float,
+    activation: str,
+) -> Tensor:
+    """`moe.ffn` of `w8a8_int8`: x[tokens, hidden] -> y[tokens, hidden]; between processes by its three parts."""
+    if (group is not None and group.size > 1) or not expert_ids.numel():
+        words = {"experts": experts, "clamp": clamp, "activation": activation}
+        return exchange.parts(x, expert_ids, weights, w13, w2, residual, group, **words)
+    used = expert_ids >= 0
+    ids = expert_ids.where(used, experts)  # behind the rows of all experts
+    rows, place = torch_npu.npu_moe_token_permute(x, ids)
+    codes, scales = torch_npu.npu_dynamic_quant(rows)
+    flat = ids.flatten().long()
+    counts = flat.new_zeros(experts + 1).index_add_(0, flat, torch.ones_like(flat))[:experts]
+    inner, inner_scales = torch.ops._C_ascend.grouped_matmul_swiglu_quant_v2(
+        codes,
+        [_first(w13)],
+        [_channels(w13)],
+        scales,
+        counts,
+        group_list_type=COUNTS,
+        swiglu_limit=clamp,
+    )
+    (done,) = torch_npu.npu_grouped_matmul(
+        [inner],
+        [w2.codes.transpose(1, 2)],
+        scale=[_channels(w2)],
+        per_token_scale=[inner_scales],
+        group_list=counts,
+        split_item=ONE_TENSOR,
+        group_type=BY_ROWS,
+        group_list_type=COUNTS,
+        output_dtype=x.dtype,
+    )
+    computed = torch.arange(len(done), device=x.device) < counts.sum()
+    done = done.where(computed.unsqueeze(1), 0)  # what nobody computed may be NaN
+    y: Tensor = torch_npu.npu_moe_token_unpermute(done, place, probs=weights.where(used, 0))
+    return y if residual is None else y + residual
+
+
+def _first(weight: PackedWeight) -> Tensor:
+    return derived(weight, ("ascend", "fractions"), lambda: fractions(weight.codes))
+
+
+def _channels(weight: PackedWeight) -> Tensor:
+    """float32 [experts, outputs]"""
+    return derived(weight, ("ascend", "channel scales"), lambda: weight.scales.flatten(1))  # type: ignore[union-attr]
