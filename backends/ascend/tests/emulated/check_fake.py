@@ -28,6 +28,10 @@ def facts(made: Any) -> list[Any]:
     return [None if each is None else (*each.shape, each.dtype) for each in made]
 
 
+UNFAKED = ("npu_format_cast",)
+"""Of weights, when they are prepared: the one call of this backend that torch_npu cannot fake."""
+
+
 class Faked(TorchDispatchMode):
     """Repeats every call of torch_npu's operators with fake tensors."""
 
@@ -39,8 +43,8 @@ class Faked(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         words = kwargs or {}
         made = func(*args, **words)
-        if func.namespace == "npu":
-            self.seen.add(func.overloadpacket.__name__)
+        if func.namespace == "npu" and func.overloadpacket.__name__ not in UNFAKED:
+            self.seen.add(func.overloadpacket.__name__.removeprefix("_"))  # of its public name's own making
             with FakeTensorMode() as mode:
                 fake = facts(
                     func(
@@ -62,7 +66,8 @@ def test_every_call_of_an_adapter_has_the_shapes_of_fake_tensors() -> None:
                     with watch:
                         case.run(subject)
     assert watch.apart == []
-    elsewhere = set() if CHIP == "a5" else {"npu_weight_quant_batchmatmul"}  # of 8-bit floats
+    of_a5 = {"npu_dynamic_mx_quant", "npu_weight_quant_batchmatmul"}  # of 8-bit floats
+    elsewhere = {"npu_moe_token_permute", "npu_moe_token_unpermute"} if CHIP == "a5" else of_a5
     elsewhere |= {name for name in CANN if "distribute" in name}  # between processes: check_hccl.py
     assert {name for name in watch.seen if name in CANN} == set(CANN) - elsewhere
 
