@@ -72,8 +72,7 @@ def expert_rows(
     Two products with a clamped SwiGLU, a rounding to `dtype` and a requantisation between them. The reference makes
     the same roundings of the exact intermediate; a kernel's intermediate differs by the first product's noise, which
     now and then flips a rounding (`rounded`). `jump` allows one such flip in every element, however rare it is,
-    and two where the first product is rounded, which makes them frequent. Where the routing weight may come later, a
-    kernel may round other numbers to `dtype` than the reference would: it leaves that out and allows for it.
+    and two where the first product or another intermediate is rounded otherwise, which makes them frequent.
     """
     x, w13, w2, factor = x.double(), w13.double(), w2.double(), factor.double()[:, None]
     hidden = x @ w13.mT
@@ -88,14 +87,15 @@ def expert_rows(
     noise = (noise + (precision.unit * (2 + low.abs()) * inner) ** 2).sqrt()
 
     step = ulp(inner, dtype)
-    late = bool(precision.relative("routed"))
-    stored = inner if late else inner.to(dtype).double()
-    noise = (noise**2 + step**2 / 12).sqrt() if late else rounded(noise, step)
+    if precision.inner:
+        step, stored = torch.zeros_like(step), inner
+    else:
+        stored, noise = inner.to(dtype).double(), rounded(noise, step)
     if activation != "none":
         step = torch.maximum(grid_step(stored, activation), step)
         stored, noise = simulate(stored, activation), rounded(noise, step)
     out = stored @ w2.mT
     size = precision.sums(w2.shape[-1], envelope(stored, w2), out)
-    flips = 2 if late or precision.relative("hidden") else 1
+    flips = 2 if precision.inner or precision.relative("hidden") else 1
     largest = flips * (step.float() ** 8 @ (w2.float() ** 8).mT).double() ** 0.125
     return Rows(out, (size**2 + envelope(noise, w2) ** 2).sqrt(), size, largest)

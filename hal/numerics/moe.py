@@ -182,8 +182,6 @@ def ffn(
                 sums.index_add_(0, token, term)
             jump[token] = torch.maximum(jump[token], found.jump)  # an expert has a token once
     base = reference(*arguments, **attributes)
-    if residual is not None:
-        squares += (precision.relative("routed") * (total - residual.double())) ** 2
     size = precision.sums(weights.shape[1] + 1, sizes.sqrt(), total)
     want = Sums(total, (squares + size**2).sqrt(), base.dtype, base, one_sided + size, jump)
     return [output(0, "y", want)]

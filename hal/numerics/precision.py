@@ -24,15 +24,15 @@ class Precision:
     weights: of softmax weights when they are multiplied with values.
     scores: of attention and index scores.
     hidden: of an expert's gate and up projections before the activation.
-    routed: of experts' rows that wait for their routing weight until the way back, and of their sum, which waits for
-        the residual. float32: the weight is in before the second product.
+    inner: of what enters an expert's second product, before its quantiser. "" is the model's dtype, as promised;
+        "float32" leaves that rounding out.
     """
 
     accumulate: str = "float32"
     weights: str = "float32"
     scores: str = "float32"
     hidden: str = "float32"
-    routed: str = "float32"
+    inner: str = ""
 
     @classmethod
     def of(cls, *kernels: Kernel) -> Precision | None:

@@ -1,6 +1,7 @@
 """`moe.ffn` over a group of processes in vllm-ascend's one operator, which weights rows on their way back.
 
-That is less precise than the contract promises, as the kernel declares. Source: csrc/mc2/dispatch_ffn_combine.
+It rounds gate and up to float16 and nothing before the second product, as the kernel declares. Source:
+csrc/mc2/dispatch_ffn_combine.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hal.derived import derived
-from hal_ascend import exchange
+from hal_ascend import exchange, gated
 from hal_ascend.cube import cube_scales, fractions
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def ffn(
     clamp: float,
     activation: str,
 ) -> Tensor:
-    """`moe.ffn` of `w8a8_int8`: x[tokens, hidden] -> y[tokens, hidden]; within a process as `exchange.ffn`."""
+    """`moe.ffn` of `w8a8_int8`: x[tokens, hidden] -> y[tokens, hidden]; within a process as `gated.ffn`."""
     words = {"experts": experts, "clamp": clamp, "activation": activation}
     if group is None or group.size == 1:
-        return exchange.ffn(x, expert_ids, weights, w13, w2, residual, group, **words)
+        return gated.ffn(x, expert_ids, weights, w13, w2, residual, group, **words)
     lists = [[derived(weight, ("ascend", "fractions"), lambda w=weight: fractions(w.codes))] for weight in (w13, w2)]
     scales = [[derived(weight, ("ascend", "cube scales"), lambda w=weight: _scales(w))] for weight in (w13, w2)]
 

@@ -30,7 +30,7 @@ def kernels(target: Target) -> list[Kernel]:
         weights=WEIGHTS,
         activations=ACTIVATIONS,
     )
-    return [*_vendor(target), *fallback, *_less_precise(target)] if chip else fallback
+    return [*_vendor(target), *fallback, *_on_request(target)] if chip else fallback
 
 
 def _vendor(target: Target) -> list[Kernel]:
@@ -224,8 +224,8 @@ def _int4(target: Target) -> list[Kernel]:
     ]
 
 
-def _less_precise(target: Target) -> list[Kernel]:
-    """Behind all others, so that only who names one with HAL_OPS gets it."""
+def _on_request(target: Target) -> list[Kernel]:
+    """Behind all others, for who names one with HAL_OPS: they keep weights twice, and round otherwise than promised."""
     if "fp8_mma" in target.features:
         return []
     int8 = (
@@ -234,31 +234,32 @@ def _less_precise(target: Target) -> list[Kernel]:
         layout("w13").one_of("w8a8_int8"),
         layout("w2").one_of("w8a8_int8"),
     )
-    late = "rows are weighted on their way back"
+    unrounded = "nothing is rounded before the second product"
     first, others = "grouped_matmul_swiglu_quant_v2", ("npu_moe_token_permute", "npu_moe_token_unpermute")
+    inside = (
+        *offers(target, first),
+        *offers(target, *others, "npu_grouped_matmul", "npu_dynamic_quant"),
+        *int8,
+        dim("hidden").multiple_of(16),
+        dim("inter").multiple_of(16),
+        dim("inter").between(16, 5120),
+    )
     within = Kernel(
-        "ascend.ffn.late",
+        "ascend.ffn.gated",
         "moe.ffn",
-        "hal_ascend.late:ffn",
-        (
-            *offers(target, first),
-            *offers(target, *others, "npu_grouped_matmul", "npu_dynamic_quant"),
-            *int8,
-            dim("hidden").multiple_of(16),
-            dim("inter").multiple_of(16),
-            dim("inter").between(16, 5120),
-        ),
-        precision=(("routed", "bfloat16"),),
-        notes=f"Calls {', '.join((first, *others))}: {late}.",
+        "hal_ascend.gated:ffn",
+        inside,
+        precision=(("inner", "float32"),),
+        notes=f"Calls {', '.join((first, *others))}: {unrounded}.",
     )
     operator = "dispatch_ffn_combine"
     between = Kernel(
         "ascend.ffn.fused",
         "moe.ffn",
         "hal_ascend.fused:ffn",
-        (*offers(target, operator), *int8, dim("hidden").multiple_of(128), dim("inter").multiple_of(128)),
-        precision=(("hidden", "float16"), ("routed", "bfloat16")),
-        notes=f"Calls {operator}: gate and up are rounded to float16, {late}.",
+        (*offers(target, operator), *inside, dim("hidden").multiple_of(128), dim("inter").multiple_of(128)),
+        precision=(("hidden", "float16"), ("inner", "float32")),
+        notes=f"Calls {operator}: gate and up are rounded to float16, {unrounded}.",
     )
     return [between, within] if "token_exchange" in target.features else [within]
 

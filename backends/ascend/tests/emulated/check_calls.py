@@ -354,10 +354,10 @@ def test_int4_weights_and_their_sums(wrong: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(MX, reason="this chip multiplies the published formats as they are")
-def test_weights_on_the_way_back_are_declared() -> None:
-    """Routing weights behind the second product: outside what is promised, inside what the kernel declares."""
+def test_gates_inside_the_product_are_declared() -> None:
+    """Nothing rounded before the second product: outside what is promised, inside what the kernel declares."""
     sample = ffn_sample(33, "w8a8_int8", "int8_token", "holes")
-    (kernel,) = (each for each in chip_kernels() if each.id == "ascend.ffn.late")
+    (kernel,) = (each for each in chip_kernels() if each.id == "ascend.ffn.gated")
     given = [each.to("npu") if isinstance(each, (torch.Tensor, PackedWeight)) else each for each in sample.arguments()]
     with log() as called:
         y = kernel.load()(*given, **sample.attributes).cpu()

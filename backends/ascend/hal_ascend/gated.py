@@ -1,7 +1,7 @@
 """`moe.ffn` within a process, the gate inside the first product and routing weights on the way back.
 
-That is less precise than the contract promises, as the kernel declares. Sources: vllm-ascend,
-csrc/gmm/grouped_matmul_swiglu_quant_v2; aclnnMoeTokenPermute, aclnnMoeTokenUnpermute.
+So nothing is rounded before the second product, where the contract rounds, as the kernel declares. Sources:
+vllm-ascend, csrc/gmm/grouped_matmul_swiglu_quant_v2; aclnnMoeTokenPermute, aclnnMoeTokenUnpermute.
 """
 
 from __future__ import annotations
