@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Protocol
 
 from hal.layouts.sizes import sizes
@@ -36,9 +36,23 @@ _OPERANDS = {
 """Format in which weights of a scheme, or rows of a cache layout, are multiplied; bf16 for the layouts not named."""
 
 
-class Storage(Protocol):
-    """Cache layouts and weight schemes by name: a model's `Numerics`."""
+_STORED = {
+    "float64": (8, 1, 1, 0), "float32": (4, 1, 1, 0), "bf16": (2, 1, 1, 0),
+    "fp8_block128": (1, 128, 128, 1), "mxfp8": (1, 1, 32, 1), "mxfp4": (0.5, 1, 32, 1), "hif8": (1, 1, 0, 4),
+    "w8a8_int8": (1, 1, 0, 4), "w4a8_int": (0.5, 1, 128, 4), "w4a8_int_256": (0.5, 1, 256, 4),
+}  # fmt: skip
+"""Of a weight scheme: bytes of a value, rows and columns that share a scale (0: all), bytes of a scale."""
 
+_PLAIN = {"float64": "float64", "float32": "float32", "bfloat16": "bf16"}
+_EXACT = ("norm.weight", "head.weight", "gate.weight")
+"""Weights stored in bfloat16 that a model computes with in float32."""
+
+
+class Storage(Protocol):
+    """Cache layouts and weight schemes by name, and the dtype of the rest: a model's `Numerics`."""
+
+    @property
+    def dtype(self) -> str: ...
     @property
     def window(self) -> str: ...
     @property
@@ -132,6 +146,30 @@ def weight_bytes(config: DeepseekV4Config) -> dict[str, int]:
     for spec in tensors(config):
         found[spec.storage(config)] += spec.bytes(config)
     return dict(found.most_common())
+
+
+def held_bytes(config: DeepseekV4Config, storage: Storage) -> int:
+    """Bytes of all weights as a model on the chip holds them, MTP included; what kernels make of them comes on top."""
+    return sum(scheme_bytes(_held(spec, storage), spec.shape) for spec in tensors(config))
+
+
+def scheme_bytes(scheme: str, shape: tuple[int, ...]) -> int:
+    """Bytes of codes and scales of a weight [.., outputs, features]."""
+    value, rows, columns, scale = _STORED[scheme]
+    scales = ceil(shape[-2] / rows) * ceil(shape[-1] / (columns or shape[-1])) if scale else 0
+    return ceil(prod(shape) * value) + prod(shape[:-2]) * scales * scale
+
+
+def _held(spec: TensorSpec, storage: Storage) -> str:
+    plain = _PLAIN[storage.dtype]
+    exact = "float64" if plain == "float64" else "float32"
+    if spec.kind == "expert":
+        return storage.experts
+    if spec.kind == "linear":
+        return plain if spec.name.endswith("wo_a.weight") else storage.linear
+    if spec.kind == "ids":
+        return "float32"  # as wide as int32
+    return plain if spec.kind == "bf16" and not spec.name.endswith(_EXACT) else exact
 
 
 def parameters(config: DeepseekV4Config, *, mtp: bool = True) -> int:

@@ -116,6 +116,7 @@ def _figures(config: DeepseekV4Config, storage: Storage, context: int) -> dict[s
     cache = cost.cache_bytes(config, storage, context)
     flops = cost.total_flops(cost.token_work(config, storage, context))
     return {
+        "weight_bytes": cost.held_bytes(config, storage),
         "cache_bytes": cache.total,
         "cache_bytes_per_token": cache.per_token,
         "flops_per_token": flops,
@@ -169,8 +170,7 @@ def _costs(data: dict[str, Any]) -> Table:
     made = table(
         "", *(name for name, _ in columns), "DeepSeek-V3.2", right=(*(name for name, _ in columns), "DeepSeek-V3.2")
     )
-    weights = quantity(data["weights"]["bytes"], "B")
-    made.add_row("weights, as published", *(weights for _ in columns), "")
+    made.add_row("weights", *(quantity(figures["weight_bytes"], "B") for _, figures in columns), "")
     for label, name, show_number in (
         ("cache of one request", "cache_bytes", binary),
         ("cache per token", "cache_bytes_per_token", lambda count: f"{count:,.0f} B"),
@@ -189,7 +189,8 @@ def _notes(data: dict[str, Any]) -> Iterator[str]:
     weights, cache, layouts = data["weights"], data["cache"], data["layouts"]
     stored = ", ".join(f"{kind} {quantity(count, 'B')}" for kind, count in weights["by_storage"].items() if count > 1e8)
     met = f"{weights['active_parameters'] / 1e9:,.1f} of {weights['parameters'] / 1e9:,.1f} billion parameters"
-    yield f"weights: {stored}; a token meets {met}"
+    published = quantity(weights["bytes"], "B")
+    yield f"weights: {published} published, {stored}; a token meets {met}"
     known = (
         "" if data["layouts_known"] else f" (those of {data['target']} are not known; these are hal's portable ones)"
     )

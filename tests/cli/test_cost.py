@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from hal import cost
+from hal.formats import SCHEMES, PackedWeight, prepare
+from hal.models.deepseek_v4 import DeepseekV4
 from hal.models.deepseek_v4.config_reader import load
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Stored:
+    dtype: str = "bfloat16"
     window: str = "v4_584"
     compressed: str = "v4_584"
     index: str = "index_mxfp4_68"
@@ -106,3 +113,29 @@ def test_weight_bytes_follow_storage() -> None:
     assert fp4["fp4"] == routed // 2 + routed // 32
     assert "fp4" not in fp8
     assert sum(fp8.values()) - sum(fp4.values()) == pytest.approx(routed * (1 + 128**-2 - 0.5 - 1 / 32))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bytes_of_schemes_are_those_of_packed_weights(scheme: str) -> None:
+    for shape in ((256, 512), (3, 130, 384)):
+        assert cost.scheme_bytes(scheme, shape) == prepare(torch.ones(shape), scheme).bytes
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+def test_held_bytes_are_those_of_a_model(simulate: bool) -> None:
+    model = DeepseekV4.from_checkpoint(ROOT / "examples" / "tiny-v4", backend="cpu", simulate=simulate)
+    held = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    for module in model.modules():
+        held += sum(each.bytes for each in vars(module).values() if isinstance(each, PackedWeight))
+    assert cost.held_bytes(model.config, model.numerics) == held
+
+
+def test_int4_experts_stay_as_small_as_fp4_ones() -> None:
+    config = load("deepseek-v4-pro")
+    int8, int4 = (
+        cost.held_bytes(config, replace(PUBLISHED, linear="w8a8_int8", experts=experts))
+        for experts in ("w8a8_int8", "w4a8_int_256")
+    )
+    fp4 = cost.held_bytes(config, PUBLISHED)
+    assert int4 < fp4 * 1.01
+    assert int8 > fp4 * 1.8
