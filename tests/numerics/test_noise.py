@@ -5,10 +5,12 @@ import torch
 
 from hal.batch import Batch
 from hal.cache import KVCache
+from hal.conformance.samples.matmul import matmul_sample
 from hal.dispatched import Dispatched
 from hal.formats import prepare, simulate
 from hal.layouts import layout
 from hal.numerics import Precision, Sums, declared, judge_sums
+from hal.numerics.contracts import expect
 from hal.numerics.experts import expert_rows
 from hal.numerics.noise import matmul_noise, softmax_sum
 from hal.numerics.quantisers import grid_step
@@ -131,3 +133,21 @@ def test_fp8_tensor_cores_are_noisier_than_float32_sums_but_within_their_declare
         name: matmul_noise(a, b, exact, Precision(accumulate=name)).mean() for name in ("float32", "fp8_tensor_core")
     }
     assert 3 * noise["float32"] < error < noise["fp8_tensor_core"]
+
+
+def test_groups_added_in_float16_are_declared_and_not_promised() -> None:
+    """Exact sums of 256 products, each rounded to float16 and added there; a group too few is refused all the same."""
+    sample = matmul_sample(33, 1024, 96, "w4a8_int_256", "int8_token", "bfloat16")
+    x, weight = sample.arguments()
+    scales = x.float().abs().amax(1, keepdim=True) / 127
+    rows = (x.float() / scales).round().double().split(256, 1)
+    groups = weight.dequantize(torch.float64).split(256, 1)
+    terms = [(a @ b.mT).half() for a, b in zip(rows, groups, strict=True)]
+    declared = Precision(accumulate="float16_256")
+    for used, precision, passes in ((4, declared, True), (4, None, False), (3, declared, False)):
+        total = torch.zeros_like(terms[0])
+        for term in terms[:used]:
+            total = total + term
+        y = (total.float() * scales).to(x.dtype)
+        verdict = expect("quant.matmul", (x, weight), dict(sample.attributes), precision).judge(y, (x, weight))
+        assert verdict.passed is passes, str(verdict)
