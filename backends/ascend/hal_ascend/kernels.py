@@ -9,12 +9,13 @@ import hal_plain.declared as plain
 from hal.constraints import Constraint, Facts, attribute, check, dim, dtype, layout
 from hal.kernel import Kernel
 from hal.target import Target
+from hal_ascend import declared
+from hal_ascend.declared import HALVES
 from hal_ascend.layouts import ACTIVATIONS, DTYPES, PLAIN, WEIGHTS, chip_of
 from hal_ascend.offers import offers
 
 __all__ = ["kernels"]
 
-HALVES = ("bfloat16", "float16")
 E4M3 = ("e4m3_128", "e4m3_64", "e4m3_32")
 MX_WEIGHTS = ("mxfp8", "fp8_block128")
 
@@ -30,7 +31,7 @@ def kernels(target: Target) -> list[Kernel]:
         weights=WEIGHTS,
         activations=ACTIVATIONS,
     )
-    return [*_vendor(target), *fallback, *_on_request(target)] if chip else fallback
+    return [*_vendor(target), *fallback, *declared.on_request(target)] if chip else fallback
 
 
 def _vendor(target: Target) -> list[Kernel]:
@@ -174,94 +175,7 @@ def _vendor(target: Target) -> list[Kernel]:
     )
     _attention(kernel, target)
     _hyper(kernel)
-    return [*made, *_int4(target)]
-
-
-def _int4(target: Target) -> list[Kernel]:
-    """Two halves of an int8 row times int4, in groups that are added in float16 (A2 and A3)."""
-    if "fp8_mma" in target.features:
-        return []
-    accumulate = ("accumulate", "float16_256")
-
-    def kernel(name: str, contract: str, function: str, operator: str, *constraints: Constraint) -> Kernel:
-        return Kernel(
-            f"ascend.{name}",
-            contract,
-            f"hal_ascend.{function}",
-            (
-                *offers(target, operator, "npu_dynamic_quant"),
-                attribute("activation").one_of("int8_token"),
-                *constraints,
-            ),
-            precision=(accumulate, ("hidden", "float16")) if contract == "moe.experts" else (accumulate,),
-            notes=f"Calls {operator}, npu_dynamic_quant; groups of 256 products are added in float16.",
-        )
-
-    return [
-        kernel(
-            "experts.int4",
-            "moe.experts",
-            "experts:experts_int4",
-            "npu_grouped_matmul",
-            layout("w13").one_of("w4a8_int_256"),
-            layout("w2").one_of("w4a8_int_256"),
-            dim("hidden").multiple_of(256),
-            dim("hidden").between(256, 18432),
-            dim("inter").multiple_of(256),
-            dim("inter").between(256, 18432),
-        ),
-        kernel(
-            "matmul.int4",
-            "quant.matmul",
-            "matmul:matmul_int4",
-            "npu_quant_matmul",
-            dtype("x").one_of(*HALVES),
-            layout("weight").one_of("w4a8_int_256"),
-            dim("features").multiple_of(256),
-            dim("features").between(256, 29568),
-            dim("outputs").multiple_of(8),
-        ),
-    ]
-
-
-def _on_request(target: Target) -> list[Kernel]:
-    """Behind all others, for who names one with HAL_OPS: they keep weights twice, and round otherwise than promised."""
-    if "fp8_mma" in target.features:
-        return []
-    int8 = (
-        dtype("x").one_of("bfloat16"),
-        attribute("activation").one_of("int8_token"),
-        layout("w13").one_of("w8a8_int8"),
-        layout("w2").one_of("w8a8_int8"),
-    )
-    unrounded = "nothing is rounded before the second product"
-    first, others = "grouped_matmul_swiglu_quant_v2", ("npu_moe_token_permute", "npu_moe_token_unpermute")
-    inside = (
-        *offers(target, first),
-        *offers(target, *others, "npu_grouped_matmul", "npu_dynamic_quant"),
-        *int8,
-        dim("hidden").multiple_of(16),
-        dim("inter").multiple_of(16),
-        dim("inter").between(16, 5120),
-    )
-    within = Kernel(
-        "ascend.ffn.gated",
-        "moe.ffn",
-        "hal_ascend.gated:ffn",
-        inside,
-        precision=(("inner", "float32"),),
-        notes=f"Calls {', '.join((first, *others))}: {unrounded}.",
-    )
-    operator = "dispatch_ffn_combine"
-    between = Kernel(
-        "ascend.ffn.fused",
-        "moe.ffn",
-        "hal_ascend.fused:ffn",
-        (*offers(target, operator), *inside, dim("hidden").multiple_of(128), dim("inter").multiple_of(128)),
-        precision=(("hidden", "float16"), ("inner", "float32")),
-        notes=f"Calls {operator}: gate and up are rounded to float16, {unrounded}.",
-    )
-    return [between, within] if "token_exchange" in target.features else [within]
+    return [*made, *declared.int4(target)]
 
 
 def _attention(kernel: Callable[..., None], target: Target) -> None:
