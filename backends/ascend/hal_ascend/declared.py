@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hal.constraints import Constraint, attribute, dim, dtype, layout
+from math import inf
+
+from hal.constraints import Constraint, attribute, check, dim, dtype, layout
 from hal.kernel import Kernel
 from hal.target import Target
 from hal_ascend.offers import offers
@@ -70,30 +72,44 @@ def on_request(target: Target) -> list[Kernel]:
         layout("w2").one_of("w8a8_int8"),
     )
     unrounded = "nothing is rounded before the second product"
-    first, others = "grouped_matmul_swiglu_quant_v2", ("npu_moe_token_permute", "npu_moe_token_unpermute")
+    limited, unlimited = "grouped_matmul_swiglu_quant_v2", "npu_grouped_matmul_swiglu_quant_v2"
+    others = "npu_moe_token_permute", "npu_moe_token_unpermute"
     inside = (
-        *offers(target, first),
         *offers(target, *others, "npu_grouped_matmul", "npu_dynamic_quant"),
         *int8,
         dim("hidden").multiple_of(16),
         dim("inter").multiple_of(16),
         dim("inter").between(16, 5120),
     )
-    within = Kernel(
-        "ascend.ffn.gated",
-        "moe.ffn",
-        "hal_ascend.gated:ffn",
-        inside,
-        precision=(("inner", "float32"),),
-        notes=f"Calls {', '.join((first, *others))}: {unrounded}.",
-    )
+    finite = check(lambda facts: facts.attributes.get("clamp") != inf, says="a finite clamp")
+    within = [
+        Kernel(
+            f"ascend.ffn.{name}",
+            "moe.ffn",
+            "hal_ascend.gated:ffn",
+            (*offers(target, first), clamps, *inside),
+            precision=(("inner", "float32"),),
+            notes=f"Calls {', '.join((first, *others))}: {unrounded}.",
+        )
+        for name, first, clamps in (
+            ("gated", limited, finite),
+            ("unlimited", unlimited, attribute("clamp").one_of(inf)),
+        )
+    ]
     operator = "dispatch_ffn_combine"
     between = Kernel(
         "ascend.ffn.fused",
         "moe.ffn",
         "hal_ascend.fused:ffn",
-        (*offers(target, operator), *inside, dim("hidden").multiple_of(128), dim("inter").multiple_of(128)),
+        (
+            *offers(target, operator),
+            *offers(target, limited),
+            finite,
+            *inside,
+            dim("hidden").multiple_of(128),
+            dim("inter").multiple_of(128),
+        ),
         precision=(("hidden", "float16"), ("inner", "float32")),
         notes=f"Calls {operator}: gate and up are rounded to float16, {unrounded}.",
     )
-    return [between, within] if "token_exchange" in target.features else [within]
+    return [between, *within] if "token_exchange" in target.features else within

@@ -1,12 +1,14 @@
 """`moe.ffn` within a process, the gate inside the first product and routing weights on the way back.
 
-So nothing is rounded before the second product, where the contract rounds, as the kernel declares. Sources:
-vllm-ascend, csrc/gmm/grouped_matmul_swiglu_quant_v2; aclnnMoeTokenPermute, aclnnMoeTokenUnpermute.
+So nothing is rounded before the second product, where the contract rounds, as the kernel declares. torch_npu's gated
+product knows no limit, vllm-ascend's of the same name does. Sources: aclnnGroupedMatmulSwigluQuantV2; vllm-ascend,
+csrc/gmm/grouped_matmul_swiglu_quant_v2; aclnnMoeTokenPermute, aclnnMoeTokenUnpermute.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_npu
@@ -45,15 +47,12 @@ def ffn(
     codes, scales = torch_npu.npu_dynamic_quant(rows)
     flat = ids.flatten().long()
     counts = flat.new_zeros(experts + 1).index_add_(0, flat, torch.ones_like(flat))[:experts]
-    inner, inner_scales = torch.ops._C_ascend.grouped_matmul_swiglu_quant_v2(
-        codes,
-        [_first(w13)],
-        [_channels(w13)],
-        scales,
-        counts,
-        group_list_type=COUNTS,
-        swiglu_limit=clamp,
-    )
+    first: tuple[Any, ...] = codes, [_first(w13)], [_channels(w13)], scales, counts
+    if clamp == inf:
+        inner, inner_scales = torch_npu.npu_grouped_matmul_swiglu_quant_v2(*first, group_list_type=COUNTS)
+    else:
+        limited = torch.ops._C_ascend.grouped_matmul_swiglu_quant_v2
+        inner, inner_scales = limited(*first, group_list_type=COUNTS, swiglu_limit=clamp)
     (done,) = torch_npu.npu_grouped_matmul(
         [inner],
         [w2.codes.transpose(1, 2)],

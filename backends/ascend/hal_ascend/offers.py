@@ -16,6 +16,7 @@ CANN = {
     "npu_dynamic_mx_quant": ("aclnnDynamicMxQuantV3",),
     "npu_dynamic_quant": ("aclnnDynamicQuantV2",),
     "npu_grouped_matmul": ("aclnnGroupedMatmulV4", "aclnnGroupedMatmulV5"),
+    "npu_grouped_matmul_swiglu_quant_v2": ("aclnnGroupedMatmulSwigluQuantWeightNzV2",),
     "npu_moe_distribute_combine_v2": ("aclnnMoeDistributeCombineV3", "aclnnMoeDistributeCombineV4"),
     "npu_moe_distribute_dispatch_v2": ("aclnnMoeDistributeDispatchV3", "aclnnMoeDistributeDispatchV4"),
     "npu_moe_finalize_routing": ("aclnnMoeFinalizeRoutingV2", "aclnnMoeFinalizeRoutingV4"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -181,6 +182,7 @@ def ffn() -> Iterator[Sample]:
     for scheme, activation in (*SCHEMES, *INTEGERS):
         yield ffn_sample(33, scheme, activation, "spread")
     yield ffn_sample(33, "w4a8_int_256", "int8_token", "spread", shape=WIDE)
+    yield ffn_sample(33, "w8a8_int8", "int8_token", "holes", clamp=inf)
     for tokens in TOKENS:
         yield ffn_sample(tokens, "fp8_block128", "e4m3_128", "holes")
     yield ffn_sample(33, "mxfp4", "e4m3_128", "crowded", residual=False)
@@ -194,8 +196,9 @@ def ffn_sample(
     residual: bool = True,
     dtype: str = "",
     shape: Shape = SMALL,
+    clamp: float = CLAMP,
 ) -> Sample:
-    """A whole routed layer."""
+    """A whole routed layer; a model without a limit has the clamp infinity."""
     dtype = dtype or _dtype(scheme)
 
     def make(draw: Draw) -> tuple[Any, ...]:
@@ -205,12 +208,12 @@ def ffn_sample(
 
     return Sample(
         "moe.ffn",
-        f"{routing}/tokens={tokens}/{scheme}/{activation}/residual={residual}",
+        f"{routing}/tokens={tokens}/{scheme}/{activation}/residual={residual}" + f"/clamp={clamp:g}" * (clamp != CLAMP),
         make,
         sizes={"hidden": shape.hidden, "top_k": TOP_K, "inter": shape.inter},
         dtypes={"x": dtype},
         layouts={"w13": scheme, "w2": scheme},
-        attributes={"experts": shape.experts, "clamp": CLAMP, "activation": activation},
+        attributes={"experts": shape.experts, "clamp": clamp, "activation": activation},
         dynamic={"tokens": tokens},
     )
 

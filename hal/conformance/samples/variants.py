@@ -181,6 +181,7 @@ _RECIPES: Mapping[str, tuple[_Recipe, ...]] = {
             _keys("dtype", x="dtype")
             | _keys("layout", w13="scheme", w2="scheme")
             | _keys("dim", tokens="tokens")
+            | _keys("attribute", clamp="clamp")
             | _ACTIVATION,
             {"tokens": 33, "scheme": "bf16", "activation": "none", "routing": "holes"},
         ),

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from hal_emulators.cann.collective import gathered, members
 from hal_emulators.cann.cube import scales
 from hal_emulators.cann.custom import kernel
+from hal_emulators.cann.kernels.gated import MOST_FEATURES, MOST_OUTPUTS, gated_int8
 from hal_emulators.cann.kernels.quantization import int8_rows
 
 MOST_PROCESSES = 32  # vllm-ascend uses it for no more
-MOST_FEATURES, MOST_OUTPUTS = 65536, 10240  # of grouped_matmul_swiglu_quant_v2
 WINDOW = 200 << 20  # bytes of HCCL_BUFFSIZE, as it is where nobody sets it
 
 
@@ -127,14 +127,5 @@ def grouped_matmul_swiglu_quant_v2(
         raise RuntimeError(f"weights of {features} by {outputs}")
     if group_list.dtype != torch.int64 or len(group_list) > experts or group_list_type not in (0, 1):
         raise RuntimeError(f"{len(group_list)} groups of {group_list.dtype} and type {group_list_type}")
-    codes, scales = x.new_full((len(x), outputs // 2), 127), x_scale.new_full((len(x),), torch.nan)
-    ends, begin = group_list.cumsum(0) if group_list_type else group_list, 0
-    for expert, end in enumerate(ends.tolist()):
-        at = slice(begin, end)
-        sums = (x[at].double() @ w[expert].double()).float()
-        gate, up = (sums * factors[expert].float() * x_scale[at, None]).chunk(2, -1)
-        if swiglu_limit > 0:
-            gate, up = gate.clamp(max=swiglu_limit), up.clamp(-swiglu_limit, swiglu_limit)
-        codes[at], scales[at] = int8_rows(F.silu(gate) * up)
-        begin = end
-    return codes, scales
+    ends = group_list.cumsum(0) if group_list_type else group_list
+    return gated_int8(x, w, factors, x_scale, ends, swiglu_limit)
