@@ -2,7 +2,7 @@
 
 from hal.formats.activations import ACTIVATIONS, Quantized, quantize, simulate
 from hal.formats.hadamard import hadamard_transform
-from hal.formats.weights import SCHEMES, PackedWeight, joined, prepare
+from hal.formats.weights import SCHEMES, PackedWeight, prepare
 
 __all__ = [
     "ACTIVATIONS",
@@ -10,7 +10,6 @@ __all__ = [
     "PackedWeight",
     "Quantized",
     "hadamard_transform",
-    "joined",
     "prepare",
     "quantize",
     "simulate",

@@ -26,7 +26,7 @@ from torch import Tensor
 from hal.errors import ContractError, UnknownName
 from hal.formats.blocks import Blocks
 
-__all__ = ["SCHEMES", "PackedWeight", "joined", "prepare"]
+__all__ = ["SCHEMES", "PackedWeight", "prepare"]
 
 _PLAIN = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 _BLOCKS = {
@@ -113,6 +113,27 @@ class PackedWeight:
         scales = None if self.scales is None else _taken(self.scales, experts)
         shape = (len(experts), *self.shape[1:])
         return PackedWeight(_taken(self.codes, experts), scales, self.scheme, shape, self.lossy)
+
+    @classmethod
+    def joined(cls, weights: Sequence[PackedWeight]) -> PackedWeight:
+        """Outputs of weights [outputs, features] of one scheme behind each other.
+
+        Raises:
+            ContractError: schemes differ, or a weight but the last ends inside a block that shares its scales.
+        """
+        first, *others = weights
+        blocks = _BLOCKS.get(first.scheme)
+        height = blocks.rows if blocks else 1
+        if any(each.scheme != first.scheme for each in others) or any(each.shape[0] % height for each in weights[:-1]):
+            raise ContractError(
+                f"{', '.join(f'{each.scheme} {list(each.shape)}' for each in weights)} cannot be joined",
+                where="PackedWeight.joined",
+                fix=f"take weights of one scheme with multiples of {height} outputs",
+            )
+        codes = torch.cat([each.codes for each in weights], -1 if blocks and blocks.turned else 0)
+        scales = None if first.scales is None else torch.cat([_scales(each) for each in weights])
+        shape = (sum(each.shape[0] for each in weights), first.shape[1])
+        return cls(codes, scales, first.scheme, shape, any(each.lossy for each in weights))
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on another device."""
@@ -224,27 +245,6 @@ def _stack(experts: list[PackedWeight]) -> PackedWeight:
     codes = torch.stack([expert.codes for expert in experts])
     lossy = any(expert.lossy for expert in experts)
     return PackedWeight(codes, scales, experts[0].scheme, (len(experts), *experts[0].shape), lossy)
-
-
-def joined(weights: Sequence[PackedWeight]) -> PackedWeight:
-    """Outputs of several weights of one scheme behind each other: [outputs, features] each.
-
-    Raises:
-        ContractError: a weight but the last ends inside a block that shares its scales, or schemes differ.
-    """
-    first, *others = weights
-    blocks = _BLOCKS.get(first.scheme)
-    height = blocks.rows if blocks else 1
-    if any(other.scheme != first.scheme for other in others) or any(each.shape[0] % height for each in weights[:-1]):
-        raise ContractError(
-            f"weights of {', '.join(f'{each.scheme} {list(each.shape)}' for each in weights)} cannot be joined",
-            where="joined",
-            fix=f"take weights of one scheme with multiples of {height} outputs",
-        )
-    codes = torch.cat([each.codes for each in weights], -1 if blocks and blocks.turned else 0)
-    scales = None if first.scales is None else torch.cat([_scales(each) for each in weights])
-    shape = (sum(each.shape[0] for each in weights), first.shape[1])
-    return PackedWeight(codes, scales, first.scheme, shape, any(each.lossy for each in weights))
 
 
 def _scales(weight: PackedWeight) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.errors import ContractError, UnknownName
-from hal.formats import joined, prepare, quantize
+from hal.formats import PackedWeight, prepare, quantize
 from hal.layouts import layout
 from hal.layouts.pages import convert
 from hal.layouts.sizes import LAYOUTS, sizes
@@ -189,11 +189,11 @@ def test_outputs_are_cut_and_joined(scheme: str) -> None:
     weight = prepare(rows(384, 256), scheme)
     parts = [weight.rows(0, 128), weight.rows(128, 500)]
     assert torch.equal(parts[1].dequantize(), weight.dequantize()[128:])
-    again = joined(parts)
+    again = PackedWeight.joined(parts)
     assert torch.equal(again.dequantize(), weight.dequantize())
     assert again.lossy
     with pytest.raises(ContractError, match="one scheme"):
-        joined([weight, prepare(rows(384, 256), "mxfp8")])
+        PackedWeight.joined([weight, prepare(rows(384, 256), "mxfp8")])
 
 
 def test_outputs_are_not_cut_inside_a_byte_or_a_block() -> None:
@@ -201,7 +201,7 @@ def test_outputs_are_not_cut_inside_a_byte_or_a_block() -> None:
         with pytest.raises(ContractError, match="inside a block"):
             prepare(rows(256, 256), scheme).rows(low, high)
     with pytest.raises(ContractError, match="multiples of 128"):
-        joined([prepare(rows(64, 256), "fp8_block128")] * 2)
+        PackedWeight.joined([prepare(rows(64, 256), "fp8_block128")] * 2)
     with pytest.raises(ContractError, match="outputs do not fill"):
         prepare(rows(3, 256), "w4a8_int_256")
 

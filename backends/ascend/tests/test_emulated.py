@@ -33,8 +33,13 @@ def run(file: str, chip: str, **environment: str) -> None:
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_every_call_and_the_model(chip: str) -> None:
+def test_every_call(chip: str) -> None:
     run("check_calls.py", chip)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_products_and_the_model(chip: str) -> None:
+    run("check_products.py", chip)
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from hal.formats import PackedWeight, joined, prepare
+from hal.formats import PackedWeight, prepare
 from hal.models.deepseek_v4.calls import Numerics
 from hal.models.deepseek_v4.config import DeepseekV4Config
 from hal.models.deepseek_v4.tensors import TensorSpec, tensors
@@ -73,9 +73,9 @@ class Weights:
         if not self.numerics.packed:
             return _filled(len(names), ([torch.cat([self.dense(name) for name in group])] for group in names))[0]
         scheme = self.numerics.experts
-        packed = (joined([self._packed(name, scheme) for name in group]) for group in names)
+        packed = (PackedWeight.joined([self._packed(name, scheme) for name in group]) for group in names)
         codes, scales = _filled(len(names), ([each.codes, _scales(each)] for each in packed))
-        first = joined([self._packed(name, scheme) for name in names[0]])
+        first = PackedWeight.joined([self._packed(name, scheme) for name in names[0]])
         return PackedWeight(codes, scales, scheme, (len(names), *first.shape), first.lossy)
 
     def _packed(self, name: str, scheme: str) -> PackedWeight:

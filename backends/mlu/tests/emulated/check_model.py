@@ -81,7 +81,8 @@ def test_requantised_weights_lose_little(prompts: list[list[int]]) -> None:
     for made, scheme in ((int8, "w8a8_int8"), (int4, "w4a8_int")):
         layer = made.layers[0].ffn.experts.w13
         assert (layer.scheme, layer.lossy) == (scheme, True)
-        assert any("mlu.experts.int8" in choice.winner for choice in made.plan.choices)
+        installed = os.environ.get("EMULATED_TORCH_MLU_OPS") != "none"
+        assert any("mlu.experts.int8" in choice.winner for choice in made.plan.choices) is installed
     text = prompts[1] + generate(exact, prompts[1:], max_new_tokens=40)[0]
     wanted = torch.tensor(text[1:])
     with torch.inference_mode():
