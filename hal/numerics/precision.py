@@ -70,6 +70,6 @@ def declared(dtype: torch.dtype, scheme: str = "") -> Precision:
     dtype, everything else in float32 (in float64 where the model is)."""
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float64:
-        return Precision(name, name, name, name, name)
+        return Precision(name, name, name, name)
     accumulate = "fp8_tensor_core" if "fp8" in scheme or "fp4" in scheme else "float32"
     return Precision(accumulate=accumulate, weights=name)

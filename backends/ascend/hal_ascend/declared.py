@@ -55,7 +55,7 @@ def int4(target: Target) -> list[Kernel]:
             dtype("x").one_of(*HALVES),
             layout("weight").one_of("w4a8_int_256"),
             dim("features").multiple_of(256),
-            dim("features").between(256, 29568),
+            dim("features").between(256, 29440),
             dim("outputs").multiple_of(8),
         ),
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from hal.derived import derived
 from hal_ascend.cube import int4
 from hal_ascend.matmul import row_scales, weight_scales
-from hal_ascend.quantization import BLOCKS, quantize_mx
+from hal_ascend.quantization import BLOCKS, quantize_int8, quantize_mx
 
 if TYPE_CHECKING:
     from hal.dispatched import Dispatched
@@ -35,12 +35,11 @@ def experts_int8(
         return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
     assert dispatched.scales is not None
     assert w13.scales is not None
-    sums = _grouped(dispatched.rows, w13.codes.transpose(1, 2), dispatched, output_dtype=torch.int32)
+    sums = grouped(dispatched.rows, w13.codes.transpose(1, 2), dispatched.counts, output_dtype=torch.int32)
     gate_up = sums * w13.scales.squeeze(-1)[expert_of_row(len(dispatched.rows), dispatched.counts)] * dispatched.scales
     inner, scales = torch_npu.npu_dynamic_quant(activated(gate_up, dispatched.weights, clamp, dispatched.dtype))
-    channel = derived(w2, ("ascend", "channel scales"), lambda: w2.scales.flatten(1))  # type: ignore[union-attr]
-    words = {"scale": [channel], "per_token_scale": [scales], "output_dtype": dispatched.dtype}
-    return _grouped(inner, w2.codes.transpose(1, 2), dispatched, **words)
+    words = {"scale": [channel_scales(w2)], "per_token_scale": [scales], "output_dtype": dispatched.dtype}
+    return grouped(inner, w2.codes.transpose(1, 2), dispatched.counts, **words)
 
 
 def experts_int4(
@@ -51,14 +50,15 @@ def experts_int4(
         return plain.experts(dispatched, w13, w2, clamp=clamp, activation=activation)
     assert dispatched.scales is not None
     gate_up = _int4(dispatched.rows, dispatched.scales.squeeze(1), w13, dispatched, torch.float16).float()
-    inner, scales = torch_npu.npu_dynamic_quant(activated(gate_up, dispatched.weights, clamp, dispatched.dtype))
-    return _int4(inner, scales, w2, dispatched, dispatched.dtype)
+    inner = activated(gate_up, dispatched.weights, clamp, dispatched.dtype)
+    codes, scales = quantize_int8(inner, activation=activation)
+    return _int4(codes, scales.squeeze(1), w2, dispatched, dispatched.dtype)
 
 
 def _int4(codes: Tensor, scales: Tensor, weight: PackedWeight, dispatched: Dispatched, dtype: torch.dtype) -> Tensor:
     stored = int4(weight)
     words = {"bias": [stored.bias], "scale": [stored.scales], "per_token_scale": [scales], "output_dtype": dtype}
-    return _grouped(codes, stored.codes, dispatched, **words)
+    return grouped(codes, stored.codes, dispatched.counts, **words)
 
 
 def expert_of_row(count: int, counts: Tensor) -> Tensor:
@@ -92,8 +92,13 @@ def _mx(
             "scale_dtype": torch_npu.float8_e8m0fnu,
             "per_token_scale_dtype": torch_npu.float8_e8m0fnu,
         }
-    return _grouped(
-        codes, _from_start(weight).transpose(1, 2), dispatched, per_token_scale=[tokens], output_dtype=dtype, **words
+    return grouped(
+        codes,
+        _from_start(weight).transpose(1, 2),
+        dispatched.counts,
+        per_token_scale=[tokens],
+        output_dtype=dtype,
+        **words,
     )
 
 
@@ -103,12 +108,17 @@ def _from_start(weight: PackedWeight) -> Tensor:
     return derived(weight, ("ascend", "own storage"), codes.clone) if codes.storage_offset() else codes
 
 
-def _grouped(codes: Tensor, weight: Tensor, dispatched: Dispatched, **words: object) -> Tensor:
+def channel_scales(weight: PackedWeight) -> Tensor:
+    """float32 [experts, outputs] of `w8a8_int8`."""
+    return derived(weight, ("ascend", "channel scales"), lambda: weight.scales.flatten(1))  # type: ignore[union-attr]
+
+
+def grouped(codes: Tensor, weight: Tensor, counts: Tensor, **words: object) -> Tensor:
     """Rows of every expert times its weight [experts, features, outputs]."""
     return torch_npu.npu_grouped_matmul(
         [codes],
         [weight],
-        group_list=dispatched.counts,
+        group_list=counts,
         split_item=ONE_TENSOR,
         group_type=BY_ROWS,
         group_list_type=COUNTS,

@@ -17,7 +17,7 @@ from torch import Tensor
 from hal.derived import derived
 from hal_ascend import exchange
 from hal_ascend.cube import fractions
-from hal_ascend.experts import BY_ROWS, COUNTS, ONE_TENSOR
+from hal_ascend.experts import COUNTS, channel_scales, grouped
 
 if TYPE_CHECKING:
     from hal.distributed import Group
@@ -39,31 +39,22 @@ def ffn(
 ) -> Tensor:
     """`moe.ffn` of `w8a8_int8`: x[tokens, hidden] -> y[tokens, hidden]; between processes by its three parts."""
     if (group is not None and group.size > 1) or not expert_ids.numel():
-        words = {"experts": experts, "clamp": clamp, "activation": activation}
-        return exchange.parts(x, expert_ids, weights, w13, w2, residual, group, **words)
+        rest = {"experts": experts, "clamp": clamp, "activation": activation}
+        return exchange.parts(x, expert_ids, weights, w13, w2, residual, group, **rest)
     used = expert_ids >= 0
     ids = expert_ids.where(used, experts)  # behind the rows of all experts
     rows, place = torch_npu.npu_moe_token_permute(x, ids)
     codes, scales = torch_npu.npu_dynamic_quant(rows)
     flat = ids.flatten().long()
     counts = flat.new_zeros(experts + 1).index_add_(0, flat, torch.ones_like(flat))[:experts]
-    first: tuple[Any, ...] = codes, [_first(w13)], [_channels(w13)], scales, counts
+    first: tuple[Any, ...] = codes, [_first(w13)], [channel_scales(w13)], scales, counts
     if clamp == inf:
         inner, inner_scales = torch_npu.npu_grouped_matmul_swiglu_quant_v2(*first, group_list_type=COUNTS)
     else:
         limited = torch.ops._C_ascend.grouped_matmul_swiglu_quant_v2
         inner, inner_scales = limited(*first, group_list_type=COUNTS, swiglu_limit=clamp)
-    (done,) = torch_npu.npu_grouped_matmul(
-        [inner],
-        [w2.codes.transpose(1, 2)],
-        scale=[_channels(w2)],
-        per_token_scale=[inner_scales],
-        group_list=counts,
-        split_item=ONE_TENSOR,
-        group_type=BY_ROWS,
-        group_list_type=COUNTS,
-        output_dtype=x.dtype,
-    )
+    words = {"scale": [channel_scales(w2)], "per_token_scale": [inner_scales], "output_dtype": x.dtype}
+    done = grouped(inner, w2.codes.transpose(1, 2), counts, **words)
     computed = torch.arange(len(done), device=x.device) < counts.sum()
     done = done.where(computed.unsqueeze(1), 0)  # what nobody computed may be NaN
     y: Tensor = torch_npu.npu_moe_token_unpermute(done, place, probs=weights.where(used, 0))
@@ -72,8 +63,3 @@ def ffn(
 
 def _first(weight: PackedWeight) -> Tensor:
     return derived(weight, ("ascend", "fractions"), lambda: fractions(weight.codes))
-
-
-def _channels(weight: PackedWeight) -> Tensor:
-    """float32 [experts, outputs]"""
-    return derived(weight, ("ascend", "channel scales"), lambda: weight.scales.flatten(1))  # type: ignore[union-attr]

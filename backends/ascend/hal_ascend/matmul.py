@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hal import formats
 from hal.derived import derived
 from hal_ascend.cube import GROUP, int4
-from hal_ascend.quantization import BLOCKS, quantize_mx
+from hal_ascend.quantization import BLOCKS, quantize_int8, quantize_mx
 
 if TYPE_CHECKING:
     from hal.formats import PackedWeight
@@ -34,14 +34,14 @@ def matmul_int4(x: Tensor, weight: PackedWeight, *, activation: str) -> Tensor:
     """`quant.matmul` of `w4a8_int_256`: groups of 256 features are exact, and added in float16."""
     if not x.numel():
         return x.new_zeros(len(x), weight.shape[0])
-    codes, scales = torch_npu.npu_dynamic_quant(x)
+    codes, scales = quantize_int8(x, activation=activation)
     stored = int4(weight)
     return torch_npu.npu_quant_matmul(
         codes,
         stored.codes,
         stored.scales,
         offset=stored.bias,
-        pertoken_scale=scales.unsqueeze(1),
+        pertoken_scale=scales,
         output_dtype=x.dtype,
         group_sizes=[0, 0, GROUP],
     )

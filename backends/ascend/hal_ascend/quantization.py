@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hal import formats
 
-__all__ = ["BLOCKS", "quantize_int8", "quantize_mx"]
+__all__ = ["BLOCKS", "in_plain_torch", "quantize_int8", "quantize_mx"]
 
 BLOCKS = {"e4m3_128": 128, "e4m3_64": 64, "e4m3_32": 32}
 LEAST = 1e-10  # int8 scale of a row of zeros
@@ -27,14 +27,19 @@ def quantize_int8(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
     return codes, scales.where(scales.isfinite(), torch.nan).clamp_min(LEAST).unsqueeze(1)
 
 
+def in_plain_torch(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
+    """`quant.quantize` by any quantiser of `hal.formats`."""
+    made = formats.quantize(x, activation)
+    return made.codes, made.scales
+
+
 def quantize_mx(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
     """`quant.quantize` by "e4m3_*": x[tokens, features] -> e4m3 codes, ue8m0 scales[tokens, blocks].
 
     float32 rows, which the operator takes in blocks of 32 alone, and no rows are quantised in plain torch.
     """
     if not x.numel() or x.dtype == torch.float32:
-        made = formats.quantize(x, activation)
-        return made.codes, made.scales
+        return in_plain_torch(x, activation=activation)
     block = BLOCKS[activation]
     codes, pairs = torch_npu.npu_dynamic_mx_quant(
         x, dst_type=torch.float8_e4m3fn, block_size=block, scale_alg=ROUNDED_UP, max_low_bound=FLOOR

@@ -11,8 +11,7 @@ import torch_npu
 from hal_plain import experts as plain
 from torch import Tensor
 
-from hal.formats import quantize
-from hal_ascend.quantization import quantize_mx
+from hal_ascend.quantization import in_plain_torch, quantize_mx
 
 if TYPE_CHECKING:
     from hal.dispatched import Dispatched
@@ -52,11 +51,6 @@ def route(
     return weights, expert_ids
 
 
-def _in_plain_torch(x: Tensor, *, activation: str) -> tuple[Tensor, Tensor]:
-    made = quantize(x, activation)
-    return made.codes, made.scales
-
-
 def dispatch(
     x: Tensor,
     expert_ids: Tensor,
@@ -65,7 +59,7 @@ def dispatch(
     *,
     experts: int,
     activation: str,
-    quantizer: Callable[..., tuple[Tensor, Tensor]] = _in_plain_torch,
+    quantizer: Callable[..., tuple[Tensor, Tensor]] = in_plain_torch,
 ) -> Dispatched:
     """`moe.dispatch`: x[tokens, hidden] -> rows sorted by expert, quantised, on the process that has the expert.
 
