@@ -61,7 +61,7 @@ def test_device() -> None:
     run("check_device.py", "a3", TASK_QUEUE_ENABLE="1")
 
 
-def test_four_processes_exchange_over_hccl() -> None:
+def test_processes_exchange_over_hccl() -> None:
     run("check_hccl.py", "a3", EMULATED_DEVICES="4")
 
 
