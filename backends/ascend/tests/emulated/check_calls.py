@@ -271,6 +271,7 @@ WRONG |= {
     "gated rows' scales in columns": lambda: swiglu(x_scale=ones(E, 1)),
     "gated groups of another type": lambda: swiglu(group_list=ones(E, dtype=torch.int32)),
     "gated groups of keys": lambda: swiglu(group_list_type=2),
+    "gated rows smoothed": lambda: swiglu(smooth_scale=ones(E, N)),
     "a limit below zero": lambda: swiglu(swiglu_limit=-1.0),
 }
 WRONG["pages of another layout"] = lambda: attend(ones(4, 16, 1, 576, dtype=torch.float32))

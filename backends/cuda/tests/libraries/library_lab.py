@@ -21,8 +21,8 @@ from hal.numerics.contracts import expect
 from hal.numerics.precision import Precision
 
 FORMS = Path(__file__).parent.parent / "forms"
-WHEELS = "CUDA_LIBRARY_WHEELS"
-"""Names a folder of wheels, as `pip download --no-deps` leaves them."""
+WHEELS = Path(os.environ.get("CUDA_LIBRARY_WHEELS", Path(__file__).parents[4] / ".wheels-cuda"))
+"""A folder of wheels, as `pip download --no-deps` leaves them: where `make .wheels-cuda` puts them, or another."""
 
 PACKAGES = ("flash_mla", "deep_gemm", "deep_ep", "flashinfer", "vllm")
 
@@ -50,8 +50,7 @@ def python_of(wheel: str, folder: Path, shared: tuple[str, ...] = (), whole: boo
 
     `shared` are compiled files, which stay empty.
     """
-    here = os.environ.get(WHEELS)
-    found = sorted(Path(here).glob(f"{wheel}-*.whl")) if here else []
+    found = sorted(WHEELS.glob(f"{wheel}-*.whl"))
     if not found:
         return None
     with zipfile.ZipFile(found[-1]) as files:

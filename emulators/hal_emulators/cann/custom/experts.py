@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hal_emulators.cann.collective import gathered, members
 from hal_emulators.cann.cube import scales
 from hal_emulators.cann.custom import kernel
-from hal_emulators.cann.kernels.gated import MOST_FEATURES, MOST_OUTPUTS, gated_int8
+from hal_emulators.cann.kernels.gated import MOST_FEATURES, MOST_OUTPUTS, gated_int8, swiglu
 from hal_emulators.cann.kernels.quantization import int8_rows
 
 MOST_PROCESSES = 32  # vllm-ascend uses it for no more
@@ -76,10 +75,7 @@ def dispatch_ffn_combine(
         if not len(token):
             continue
         gate_up = _product(codes[token], w1[expert], scales(scale1[0][expert])) * factors[token, None]
-        gate, up = gate_up.chunk(2, -1)
-        if swiglu_limit > 0:
-            gate, up = gate.clamp(max=swiglu_limit), up.clamp(-swiglu_limit, swiglu_limit)
-        inner, scale = int8_rows(F.silu(gate) * up)
+        inner, scale = int8_rows(swiglu(gate_up, swiglu_limit))
         rows = _product(inner, w2[expert], scales(scale2[0][expert])) * scale[:, None]
         back[token, slot] = rows.to(x.dtype).float()
     received = int(expert_token_nums.sum())
@@ -112,8 +108,16 @@ def grouped_matmul_swiglu_quant_v2(
 ) -> tuple[Tensor, Tensor]:
     """Its int8 form (csrc/gmm/grouped_matmul_swiglu_quant_v2): x [m, k] times experts' weights [experts, k, n], the
     gate and int8 per row, all in float32 -> codes [m, n / 2] and scales [m]. Rows behind the groups stay undefined."""
-    unserved = (smooth_scale, weight_assist_matrix, bias, dequant_mode, quant_mode, transpose_weight)
-    if any(each for each in unserved) or len(weight) != 1 or weight[0].dtype != torch.int8 or swiglu_limit < 0:
+    absent = all(each is None for each in (smooth_scale, weight_assist_matrix, bias))
+    if (
+        not absent
+        or dequant_mode
+        or quant_mode
+        or transpose_weight
+        or len(weight) != 1
+        or weight[0].dtype != torch.int8
+        or swiglu_limit < 0
+    ):
         raise RuntimeError("int8 weights of all experts in one tensor, without smoothing and bias, are emulated")
     (w,), (factors,) = weight, weight_scale
     experts, features, outputs = w.shape

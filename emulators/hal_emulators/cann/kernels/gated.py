@@ -14,20 +14,25 @@ MOST_FEATURES, MOST_OUTPUTS = 65536, 10240
 FLOAT, HALF, INT8, INT64, BF16 = 0, 1, 2, 9, 27
 
 
+def swiglu(gate_up: Tensor, limit: float) -> Tensor:
+    """[rows, 2 n] -> [rows, n]; a limit of 0 is none."""
+    gate, up = gate_up.chunk(2, -1)
+    if limit > 0:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return F.silu(gate) * up
+
+
 def gated_int8(
     x: Tensor, weight: Tensor, factors: Tensor, tokens: Tensor, ends: Tensor, limit: float
 ) -> tuple[Tensor, Tensor]:
     """x int8 [m, k] with scales [m] times weight int8 [experts, k, n] with scales [experts, n], the gate and int8 per
-    row, all in float32 -> codes [m, n / 2] and scales [m]. Rows behind the groups stay undefined. limit 0: none."""
+    row, all in float32 -> codes [m, n / 2] and scales [m]. Rows behind the groups stay undefined."""
     codes, scales = x.new_full((len(x), weight.shape[2] // 2), 127), tokens.new_full((len(x),), torch.nan)
     begin = 0
     for expert, end in enumerate(ends.tolist()):
         at = slice(begin, end)
         sums = (x[at].double() @ weight[expert].double()).float()
-        gate, up = (sums * factors[expert].float() * tokens[at, None]).chunk(2, -1)
-        if limit > 0:
-            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        codes[at], scales[at] = int8_rows(F.silu(gate) * up)
+        codes[at], scales[at] = int8_rows(swiglu(sums * factors[expert].float() * tokens[at, None], limit))
         begin = end
     return codes, scales
 
